@@ -1,0 +1,280 @@
+"""Raw logs → dataset directory, in two passes: fit on the training split, then encode and write.
+
+All work goes into `<OUT>.partial`; the finished directory takes the place of OUT by rename, so an interruption leaves
+the old output whole. The same call again goes on behind the last closed shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from pipelines.encode import Encoder
+from pipelines.errors import DataError
+from pipelines.manifest import MANIFEST, Manifest, Shard
+from pipelines.raw import RawBatch, read_raw
+from pipelines.records import BLOCK_ROWS, Layout
+from pipelines.schema import Schema
+from pipelines.schema_file import load_schema, save_schema
+from pipelines.split import SPLITS, TRAIN, assign_split
+from pipelines.validate import valid_rows
+from pipelines.vocabulary import Vocabulary, VocabularyFitter, load_vocabularies, save_vocabularies
+from pipelines.write import SplitWriter
+
+SCHEMA = "schema.yaml"
+VOCABULARIES = "vocabularies"
+_PROGRESS = "progress.json"
+_CHUNK_ROWS = 64 * BLOCK_ROWS
+
+Progress = Callable[[str, int, int | None], None]
+
+
+class _State(BaseModel):
+    """What an interrupted conversion has done: kept in `progress.json`, replaced by rename."""
+
+    inputs: str
+    rows: dict[str, int] = {}
+    dropped_rows: int = 0
+    closed: dict[str, tuple[Shard, ...]] = {}
+
+
+def convert(
+    files: Sequence[str | Path],
+    schema: Schema,
+    out: str | Path,
+    layout: Layout = "blocks",
+    shards: int = 8,
+    progress: Progress | None = None,
+) -> Path:
+    """Converts raw logs into a dataset directory.
+
+    Args:
+        files: Raw CSV or Parquet files, in order.
+        schema: What an impression is; an earlier `fitted` section is ignored.
+        out: The dataset directory. An older dataset there is replaced when the new one is complete.
+        layout: `"blocks"` (default; an Example per 1,024 impressions) or `"rows"` (an Example per impression).
+        shards: Wanted number of shards per split.
+        progress: Called with the name of the pass (`"fit"`, `"write"`), rows done, and rows in all once known.
+
+    Returns:
+        The dataset directory.
+
+    Raises:
+        DataError: Bad input (file, row, column named), no training rows, or `out` is in use or is no dataset.
+
+    Example:
+        >>> convert(["log.parquet"], load_schema("schema.yaml"), "data/log")
+        PosixPath('data/log')
+    """
+    out = Path(out)
+    paths = [Path(file) for file in files]
+    _check_arguments(paths, out, layout, shards)
+    schema = schema.model_copy(update={"fitted": None})
+    work = out.with_name(out.name + ".partial")
+    with _locked(work, out):
+        state = _state_of(work, _fingerprint(paths, schema, layout, shards))
+        report = progress or (lambda phase, done, total: None)
+        if not state.rows:
+            state = _fit(paths, schema, work, state, report)
+        schema = load_schema(work / SCHEMA)
+        vocabularies = load_vocabularies(_fitted_tables(schema), work / VOCABULARIES)
+        state = _write(paths, schema, vocabularies, work, layout, shards, state, report)
+        _finish(work, out, schema, vocabularies, layout, state, paths)
+    return out
+
+
+def _check_arguments(paths: list[Path], out: Path, layout: str, shards: int) -> None:
+    if not paths:
+        raise DataError("there are no raw files to convert")
+    if layout not in ("blocks", "rows"):
+        raise DataError(f"layout must be 'blocks' or 'rows', is {layout!r}")
+    if shards < 1:
+        raise DataError(f"the number of shards must be at least 1, is {shards}")
+    if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no dataset; choose another directory, nothing there was touched")
+
+
+@contextlib.contextmanager
+def _locked(work: Path, out: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    lock_path = out.with_name(out.name + ".lock")
+    with lock_path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{out}: another conversion is writing this dataset; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+def _fingerprint(paths: list[Path], schema: Schema, layout: str, shards: int) -> str:
+    parts = [schema.digest(), layout, str(shards)]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such raw file")
+        stat = path.stat()
+        parts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _state_of(work: Path, inputs: str) -> _State:
+    path = work / _PROGRESS
+    if path.is_file():
+        state = _State.model_validate_json(path.read_text(encoding="utf-8"))
+        if state.inputs == inputs:
+            return state
+    shutil.rmtree(work)
+    work.mkdir()
+    return _State(inputs=inputs)
+
+
+def _save_state(work: Path, state: _State) -> None:
+    temporary = work / (_PROGRESS + ".new")
+    temporary.write_text(state.model_dump_json(), encoding="utf-8")
+    os.replace(temporary, work / _PROGRESS)
+
+
+def _fit(paths: list[Path], schema: Schema, work: Path, state: _State, report: Progress) -> _State:
+    fitter = VocabularyFitter(schema)
+    counts = np.zeros(len(SPLITS), np.int64)
+    done = dropped = 0
+    for raw in read_raw(paths, schema):
+        batch, splits, lost = _usable(raw, schema)
+        dropped += lost
+        counts += np.bincount(splits, minlength=len(SPLITS))
+        fitter.add(batch.filter(pa.array(splits == TRAIN)))
+        done += raw.batch.num_rows
+        report("fit", done, None)
+    if counts[TRAIN] == 0:
+        raise DataError(f"the split leaves no training rows ({dict(zip(SPLITS, counts.tolist(), strict=True))})")
+    vocabularies, fitted = fitter.finish()
+    save_vocabularies(vocabularies, work / VOCABULARIES)
+    save_schema(schema.model_copy(update={"fitted": fitted}), work / SCHEMA)
+    rows = dict(zip(SPLITS, counts.tolist(), strict=True))
+    state = state.model_copy(update={"rows": rows, "dropped_rows": dropped})
+    _save_state(work, state)
+    return state
+
+
+def _usable(raw: RawBatch, schema: Schema) -> tuple[pa.RecordBatch, np.ndarray, int]:
+    """The rows of a raw batch that the schema keeps, their splits, and how many were dropped."""
+    splits = assign_split(raw, schema)
+    keep = valid_rows(raw, schema)
+    if keep is None:
+        return raw.batch, splits, 0
+    return raw.batch.filter(pa.array(keep)), splits[keep], int((~keep).sum())
+
+
+def _write(
+    paths: list[Path],
+    schema: Schema,
+    vocabularies: dict[str, Vocabulary],
+    work: Path,
+    layout: Layout,
+    shards: int,
+    state: _State,
+    report: Progress,
+) -> _State:
+    closed = dict(state.closed)
+
+    def journal(split: str) -> Callable[[tuple[Shard, ...]], None]:
+        def save(shards_of_split: tuple[Shard, ...]) -> None:
+            closed[split] = shards_of_split
+            _save_state(work, state.model_copy(update={"closed": closed}))
+
+        return save
+
+    writers = [
+        SplitWriter(work, s, schema, layout, state.rows[s], shards, closed.get(s, ()), journal(s)) for s in SPLITS
+    ]
+    to_skip = [sum(shard.rows for shard in writer.closed) for writer in writers]
+    encoder = Encoder(schema, vocabularies)
+    total, done = sum(state.rows.values()) + state.dropped_rows, 0
+    waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
+    try:
+        for raw in read_raw(paths, schema):
+            batch, splits, _ = _usable(raw, schema)
+            for index in range(len(SPLITS)):
+                rows = batch.filter(pa.array(splits == index))
+                skipped = min(to_skip[index], rows.num_rows)
+                to_skip[index] -= skipped
+                waiting[index].append(rows.slice(skipped))
+                _drain(waiting[index], encoder, writers[index], last=False)
+            done += raw.batch.num_rows
+            report("write", done, total)
+        for index in range(len(SPLITS)):
+            _drain(waiting[index], encoder, writers[index], last=True)
+    finally:
+        for writer in writers:
+            writer.abandon()
+    return state.model_copy(update={"closed": {s: w.closed for s, w in zip(SPLITS, writers, strict=True)}})
+
+
+def _drain(waiting: list[pa.RecordBatch], encoder: Encoder, writer: SplitWriter, last: bool) -> None:
+    """Writes waiting rows in chunks of whole blocks; what is left over waits on, unless it is the last."""
+    rows = sum(batch.num_rows for batch in waiting)
+    if rows == 0 or (rows < _CHUNK_ROWS and not last):
+        return
+    table = pa.Table.from_batches(waiting)
+    waiting.clear()
+    whole = rows if last else rows - rows % _CHUNK_ROWS
+    for start in range(0, whole, _CHUNK_ROWS):
+        chunk = table.slice(start, min(_CHUNK_ROWS, whole - start)).combine_chunks()
+        (batch,) = chunk.to_batches()
+        writer.add(encoder(batch), batch.num_rows)
+    if whole < rows:
+        waiting.extend(table.slice(whole).to_batches())
+
+
+def _fitted_tables(schema: Schema) -> set[str]:
+    return {f.table_name for f in schema.categoricals if f.hash_buckets is None}
+
+
+def _finish(
+    work: Path,
+    out: Path,
+    schema: Schema,
+    vocabularies: dict[str, Vocabulary],
+    layout: Layout,
+    state: _State,
+    paths: list[Path],
+) -> None:
+    manifest = Manifest(
+        layout=layout,
+        schema_digest=schema.digest(),
+        sources=tuple(path.name for path in paths),
+        dropped_rows=state.dropped_rows,
+        inexact_vocabularies=tuple(sorted(n for n, v in vocabularies.items() if not v.exact)),
+        splits=state.closed,
+    )
+    known = {shard.file for shards in manifest.splits.values() for shard in shards}
+    for stray in work.glob("*.tfrecord"):
+        if stray.name not in known:
+            stray.unlink()
+    temporary = work / (MANIFEST + ".new")
+    temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1), encoding="utf-8")
+    os.replace(temporary, work / MANIFEST)
+    (work / _PROGRESS).unlink(missing_ok=True)
+    _swap(work, out)
+
+
+def _swap(work: Path, out: Path) -> None:
+    """Puts the finished directory in the place of the old one; two renames, the old one deleted last."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

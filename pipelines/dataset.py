@@ -1,0 +1,142 @@
+"""A converted dataset: one directory with its schema, vocabularies, manifest and shards."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import tensorflow as tf
+
+from pipelines.convert import SCHEMA, VOCABULARIES
+from pipelines.errors import DataError
+from pipelines.manifest import Manifest, file_sha256, load_manifest
+from pipelines.read import ReadOptions, read_split
+from pipelines.schema import Schema
+from pipelines.schema_file import load_schema
+from pipelines.vocabulary import Vocabulary, load_vocabularies
+
+
+def open_dataset(folder: str | Path) -> Dataset:
+    """Opens a dataset directory.
+
+    Args:
+        folder: What `pipelines.convert` or `mtlzoo data convert` wrote.
+
+    Returns:
+        The dataset; nothing but its schema and manifest is read yet.
+
+    Raises:
+        DataError: It is no complete dataset, or its files do not fit its manifest (missing, unknown or truncated shard).
+
+    Example:
+        >>> dataset = open_dataset("data/demo")
+        >>> dataset.rows("train")
+        80000
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    schema = load_schema(folder / SCHEMA)
+    if schema.digest() != manifest.schema_digest:
+        raise DataError(f"{folder / SCHEMA}: differs from the schema that the shards were written with; convert again")
+    return Dataset(folder, schema, manifest)
+
+
+class Dataset:
+    """A converted dataset.
+
+    Attributes:
+        folder: Its directory.
+        schema: Its fitted schema.
+        manifest: Its shards, rows and label counts.
+    """
+
+    def __init__(self, folder: Path, schema: Schema, manifest: Manifest) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.manifest = manifest
+
+    @functools.cached_property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabulary of each fitted table, by table name."""
+        names = {f.table_name for f in self.schema.categoricals if f.hash_buckets is None}
+        return load_vocabularies(names, self.folder / VOCABULARIES)
+
+    def rows(self, split: str) -> int:
+        """Impressions in a split."""
+        return self.manifest.rows(self._known(split))
+
+    def read(
+        self,
+        split: str,
+        batch_size: int = 4096,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_remainder: bool = False,
+        repeat: bool = False,
+        cache: bool = False,
+        worker: tuple[int, int] = (0, 1),
+        groups: bool = False,
+    ) -> tf.data.Dataset:
+        """Reads a split as batches `(features, labels, sample_weight)`.
+
+        Args:
+            split: `"train"`, `"valid"` or `"test"`.
+            batch_size: Impressions per batch; the last batch is shorter unless `drop_remainder`.
+            shuffle: Mix shards, then blocks (up to 256 MiB of them, at most 2 million impressions), then impressions in a
+                window of 32 blocks. In another order every epoch. Without it the rows come in the order of the log.
+            seed: Makes the order of every epoch the same in every run.
+            drop_remainder: Leave out a last batch that is not full.
+            repeat: Go on for ever.
+            cache: Keep the records in memory, serialized (about a third of the size of parsed ones).
+            worker: `(index, count)`: read only this worker's share: whole shards if there are enough, else every
+                count-th record. Shares of workers may differ by a few rows: use `repeat` and `steps_per_epoch`.
+            groups: Yield `(features, labels, sample_weight, groups)`, with the group key (for GAUC) int64 `[batch]`.
+
+        Returns:
+            A `tf.data.Dataset`. Features: `categorical` int32 `[batch, n]`, `numeric` float32 `[batch, m]`, and per
+            multi-valued feature its ids int32 `[batch, length]` and `<name>_weights` float32 `[batch, length]`, 0 at the
+            padding. Labels and sample weights: dicts by target name, float32 `[batch, 1]`; the weight is 0 outside the
+            target's population.
+
+        Raises:
+            DataError: Unknown or empty split, or an argument out of range.
+
+        Example:
+            >>> for features, labels, weights in dataset.read("train", batch_size=4096, shuffle=True, seed=1):
+            ...     pass
+        """
+        options = ReadOptions(batch_size, shuffle, seed, drop_remainder, repeat, cache, worker, groups)
+        _check(options)
+        if self.rows(split) == 0:
+            raise DataError(f"{self.folder}: the split {split!r} has no rows")
+        return read_split(self.folder, self.schema, self.manifest, split, options)
+
+    def verify(self, splits: tuple[str, ...] | None = None) -> None:
+        """Reads every shard and compares its checksum with the manifest's.
+
+        Args:
+            splits: Which splits; `None`: all.
+
+        Raises:
+            DataError: A shard's content is not what was written; the message names it.
+        """
+        for split in splits or tuple(self.manifest.splits):
+            for shard in self.manifest.splits[self._known(split)]:
+                path = self.folder / shard.file
+                if file_sha256(path) != shard.sha256:
+                    raise DataError(
+                        f"{path}: its content differs from what was written (checksum); restore it or convert the log again"
+                    )
+
+    def _known(self, split: str) -> str:
+        if split not in self.manifest.splits:
+            raise DataError(f"{self.folder}: has no split {split!r}; it has {', '.join(self.manifest.splits)}")
+        return split
+
+
+def _check(options: ReadOptions) -> None:
+    index, count = options.worker
+    if options.batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, is {options.batch_size}")
+    if not 0 <= index < count:
+        raise DataError(f"worker must be (index, count) with 0 <= index < count, is {options.worker}")

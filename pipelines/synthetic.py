@@ -1,0 +1,425 @@
+"""A synthetic click and conversion log whose true probabilities are known.
+
+The log is written as raw Parquet, ready for conversion like anybody's own; the truth lies beside it and never among the
+features. So the best AUC that any model can reach is known for each task, and so are the true conversion rate of impressions
+that nobody clicked and the true importance of every field. The generator is our design.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import DataError
+from pipelines.schema import Categorical, Feature, HashSplit, Keys, Label, MultiCategorical, Numeric, Schema
+from pipelines.schema_file import save_schema
+from pipelines.synthetic_presets import PRESETS, Field
+from pipelines.synthetic_world import CHUNK_ROWS, TASKS, Impressions, Population, World, normal_scores
+
+KEY = "impression_id"
+LOG, TRUTH, SCHEMA, WORLD = "impressions.parquet", "truth.parquet", "schema.yaml", "world.json"
+
+
+@dataclass(frozen=True)
+class SyntheticFunnel:
+    """A world of users and items, and the log of what was shown, clicked and bought in it.
+
+    The logits of click, and of conversion given click, are sums of effects of fields and of pairs of fields:
+
+        z = b + sum_f e_f(x_f) + sum_(f,g) e_fg(x_f, x_g),        p = sigmoid(z)
+
+    Conversion's effect in a term is, by the term's role: correlated with click's (shared), minus click's (opposite), or
+    one of the two is zero (specific). Terms draw their roles at random; fields and pairs have the same shares of roles.
+
+    The same knobs give the same rows on every machine, and the first n rows do not depend on how many follow.
+
+    Args:
+        preset: `"small"`: 14 fields, among them two numbers and a list of strings. `"ali_ccp"`: 23 single-valued
+            integer fields with sizes like Ali-CCP's.
+        seed: Seed of the world and of its rows.
+        users: Number of users; default 10,000 (`small`) or 238,635 (`ali_ccp`).
+        items: Number of items; default 2,000 or 467,298.
+        user_zipf: Zipf exponent of the users' activity; default 0.5.
+        item_zipf: Zipf exponent of the items' popularity; default 0.9.
+        click_rate: Mean probability of a click.
+        conversion_rate: Mean probability of a conversion given a click, over clicked impressions.
+        task_correlation: Correlation, in each shared term, between its effect on click and on conversion.
+        specific_share: Share of the fields (and of the pairs) that only one task feels, half of them either task.
+        opposite_share: Share of the fields (and of the pairs) whose conversion effect is minus the click effect. What
+            is neither specific nor opposite is shared.
+        main_strength: Standard deviation of the sum of the fields' effects in each logit.
+        interaction_strength: Standard deviation of the sum of the pairs' effects in each logit.
+        interaction_rank: Rank of a pair's table of effects (of each of the two parts that a shared one mixes).
+        observe_conversions: `"clicked"`: conversions are seen on clicked impressions only (selection bias).
+            `"all"`: the log says for every impression whether it converts if clicked.
+
+    Raises:
+        DataError: A knob is out of its range.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> out = Path(mkdtemp())
+        >>> SyntheticFunnel("small", seed=1, opposite_share=0.5).write(out, rows=20_000)
+        >>> sorted(best_auc(out / "truth.parquet", out / "impressions.parquet"))
+        ['click', 'conversion', 'ctcvr']
+    """
+
+    preset: str = "small"
+    seed: int = 0
+    users: int | None = None
+    items: int | None = None
+    user_zipf: float | None = None
+    item_zipf: float | None = None
+    click_rate: float = 0.04
+    conversion_rate: float = 0.03
+    task_correlation: float = 0.8
+    specific_share: float = 0.2
+    opposite_share: float = 0.2
+    main_strength: float = 0.9
+    interaction_strength: float = 0.55
+    interaction_rank: int = 2
+    observe_conversions: Literal["clicked", "all"] = "clicked"
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise DataError(f"preset={self.preset!r} is unknown; choose one of {', '.join(map(repr, PRESETS))}")
+        for name in ("users", "items", "user_zipf", "item_zipf"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(PRESETS[self.preset], name))
+        _check_knobs(self)
+
+    @cached_property
+    def world(self) -> World:
+        """The population and its true logits; built on first use (a second or less)."""
+        preset = PRESETS[self.preset]
+        population = Population(preset, self.users, self.items, self.user_zipf, self.item_zipf, self.seed)  # type: ignore[arg-type]
+        return World(
+            preset,
+            population,
+            seed=self.seed,
+            rates=(self.click_rate, self.conversion_rate),
+            correlation=self.task_correlation,
+            specific_share=self.specific_share,
+            opposite_share=self.opposite_share,
+            strengths=(self.main_strength, self.interaction_strength),
+            rank=self.interaction_rank,
+        )
+
+    def schema(self) -> Schema:
+        """The schema of the log: features, the funnel, users as groups, a split by hash of the impression."""
+        parent = "click" if self.observe_conversions == "clicked" else None
+        return Schema(
+            features=tuple(_feature(field) for field in PRESETS[self.preset].fields),
+            labels=(Label(name="click"), Label(name="conversion", parent=parent)),
+            keys=Keys(group=PRESETS[self.preset].fields[0].name),
+            split=HashSplit(by="hash", key=KEY, valid=0.1, test=0.1),
+        )
+
+    def write(self, out: str | Path, rows: int, progress: Callable[[int], None] | None = None) -> None:
+        """Writes the log, its truth, its schema and a description of the world into a directory.
+
+        - `impressions.parquet`: `impression_id` (int64), the features, `click` and `conversion` (int8).
+        - `truth.parquet`: `impression_id`, and float32 `p_click`, `p_conversion` (given a click), `p_ctcvr`.
+        - `schema.yaml`: see `schema`.
+        - `world.json`: the knobs, the realised rates and `description`; written last.
+
+        The files get their names when all of them are complete; an interrupted call leaves what was there before.
+
+        Args:
+            out: The directory; made if it does not exist.
+            rows: Number of impressions.
+            progress: Called after every chunk with the number of rows written so far.
+
+        Raises:
+            DataError: `rows` is not a positive integer.
+        """
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+            raise DataError(f"rows={rows!r}: the number of rows must be an integer of at least 1")
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as name:
+            partial = Path(name)
+            counts = self._write_parquet(partial, rows, progress)
+            save_schema(self.schema(), partial / SCHEMA)
+            world = {"rows": rows, **_rates(rows, counts), **self.description()}
+            (partial / WORLD).write_text(json.dumps(world, indent=2) + "\n", encoding="utf-8")
+            (out / WORLD).unlink(missing_ok=True)
+            for file in (LOG, TRUTH, SCHEMA, WORLD):
+                os.replace(partial / file, out / file)
+
+    def tables(self, rows: int) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yields the log and its truth in chunks of at most 65,536 rows, two threads at work ahead of the caller."""
+        _ = self.world
+        columns = {field.name: _Column(field, self.world.population) for field in PRESETS[self.preset].fields}
+        chunks = range(-(-rows // CHUNK_ROWS))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            waiting: deque[Future[tuple[pa.Table, pa.Table]]] = deque()
+            try:
+                for chunk in chunks:
+                    waiting.append(pool.submit(self._tables_of, chunk, columns, rows))
+                    if len(waiting) > 3:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def description(self) -> dict[str, Any]:
+        """The knobs, and the truth about fields and pairs, as plain data.
+
+        `importance[task][field]` is the variance that the field brings into the task's logit: of its own effect plus half
+        of each pair that it is in. `fields` and `interactions` give the parts, and every term's role.
+        """
+        names = list(self.world.population.fields)
+        parts = list(zip(self.world.terms, self.world.variances(), strict=True))
+        mains = {term.fields[0]: (term, variance) for term, variance in parts if len(term.fields) == 1}
+        pairs = [(term, variance) for term, variance in parts if len(term.fields) == 2]
+        halves = {n: [sum(v[t] for term, v in pairs if n in term.fields) / 2 for t in range(2)] for n in names}
+        z_click, z_conversion = (z.astype(np.float64) for z in self.world.logits(self.world.sample))
+        return {
+            "knobs": {knob.name: getattr(self, knob.name) for knob in fields(self)},
+            "importance": {task: {n: mains[n][1][t] + halves[n][t] for n in names} for t, task in enumerate(TASKS)},
+            "fields": {
+                n: {
+                    "role": mains[n][0].role,
+                    "main": dict(zip(TASKS, mains[n][1], strict=True)),
+                    "interaction": dict(zip(TASKS, halves[n], strict=True)),
+                }
+                for n in names
+            },
+            "interactions": [
+                {"fields": list(term.fields), "role": term.role, "variance": dict(zip(TASKS, variance, strict=True))}
+                for term, variance in pairs
+            ],
+            "logits": {
+                "intercept": dict(zip(TASKS, self.world.intercepts, strict=True)),
+                "deviation": {"click": float(z_click.std()), "conversion": float(z_conversion.std())},
+                "correlation": _correlation(z_click, z_conversion),
+            },
+        }
+
+    def _write_parquet(self, partial: Path, rows: int, progress: Callable[[int], None] | None) -> tuple[int, int, int]:
+        counts = np.zeros(3, np.int64)
+        done = 0
+        writers: list[pq.ParquetWriter] = []
+        try:
+            for log, truth in self.tables(rows):
+                if not writers:
+                    features = [n for n in log.column_names if n != KEY]
+                    writers = [_writer(partial / LOG, log.schema, features), _writer(partial / TRUTH, truth.schema, [])]
+                writers[0].write_table(log)
+                writers[1].write_table(truth)
+                click, conversion = (log[name].to_numpy() for name in ("click", "conversion"))
+                counts += [click.sum(), (click & conversion).sum(), conversion.sum()]
+                done += log.num_rows
+                if progress is not None:
+                    progress(done)
+        finally:
+            for writer in writers:
+                writer.close()
+        return tuple(counts.tolist())
+
+    def _tables_of(self, chunk: int, columns: dict[str, _Column], rows: int) -> tuple[pa.Table, pa.Table]:
+        drawn = self.world.impressions(chunk)
+        start = chunk * CHUNK_ROWS
+        keys = pa.array(np.arange(start, start + CHUNK_ROWS, dtype=np.int64))
+        log = {KEY: keys} | {name: column.array(drawn.ids[name]) for name, column in columns.items()}
+        log |= self._labels(drawn)
+        truth = {KEY: keys, "p_click": drawn.p_click, "p_conversion": drawn.p_conversion}
+        truth["p_ctcvr"] = drawn.p_click * drawn.p_conversion
+        kept = min(CHUNK_ROWS, rows - start)
+        return pa.table(log).slice(0, kept), pa.table(truth).slice(0, kept)
+
+    def _labels(self, drawn: Impressions) -> dict[str, np.ndarray]:
+        seen = drawn.would_convert & drawn.click if self.observe_conversions == "clicked" else drawn.would_convert
+        return {"click": drawn.click.astype(np.int8), "conversion": seen.astype(np.int8)}
+
+
+class _Column:
+    """Makes a column's raw values from ids."""
+
+    def __init__(self, field: Field, population: Population) -> None:
+        self._field = field
+        if field.kind == "numeric":
+            mean, deviation = field.scale
+            self._numbers = np.append(np.round(np.exp(mean + deviation * normal_scores(field.size)), 2), np.nan)
+        if field.kind in ("string", "multi"):
+            self._texts = pa.array(field.labels or _texts(field, population), pa.string())
+        if field.kind == "multi":
+            self._offsets, self._values = population.lists[field.name]
+
+    def array(self, ids: np.ndarray) -> pa.Array:
+        field = self._field
+        if field.kind == "int":
+            return pa.array(ids.astype(np.int32) + np.int32(field.first))
+        if field.kind == "numeric":
+            return pa.array(self._numbers[ids], mask=ids == field.size if field.missing else None)
+        if field.kind == "multi":
+            return self._lists(ids)
+        known = pa.array(ids.astype(np.int32), mask=ids == field.size if field.missing else None)
+        return pa.DictionaryArray.from_arrays(known, self._texts)
+
+    def _lists(self, owners: np.ndarray) -> pa.Array:
+        starts, lengths = self._offsets[owners], (self._offsets[1:] - self._offsets[:-1])[owners]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        values = self._values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)]
+        words = pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int32)), self._texts)
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), words)
+
+
+def best_auc(
+    truth: str | Path | pa.Table, impressions: str | Path | pa.Table, rows: np.ndarray | None = None
+) -> dict[str, float]:
+    """AUC of the true probabilities on the labels that were drawn: what the perfect model gets on these rows.
+
+    Args:
+        truth: `truth.parquet`, or its table.
+        impressions: `impressions.parquet`, or its table, the same rows in the same order.
+        rows: Restricts to some rows: a boolean mask `[n]`, or impression ids `[m]`. Default: all.
+
+    Returns:
+        `click` (all rows), `conversion` (clicked rows) and `ctcvr` (all rows); NaN where a class is missing.
+
+    Raises:
+        DataError: The two tables do not hold the same impressions, or `rows` does not fit them.
+    """
+    true = _load(truth, [KEY, "p_click", "p_conversion", "p_ctcvr"])
+    seen = _load(impressions, [KEY, "click", "conversion"])
+    if not np.array_equal(true[KEY], seen[KEY]):
+        raise DataError(f"{_named(truth)} and {_named(impressions)} do not hold the same impressions in the same order")
+    keep = _mask(true[KEY], rows)
+    click, conversion = seen["click"][keep] > 0, seen["conversion"][keep] > 0
+    p_conversion = true["p_conversion"][keep]
+    return {
+        "click": _auc(true["p_click"][keep], click, ~click),
+        "conversion": _auc(p_conversion[click], conversion[click], ~conversion[click]),
+        "ctcvr": _auc(true["p_ctcvr"][keep], click & conversion, ~(click & conversion)),
+    }
+
+
+def expected_auc(truth: str | Path | pa.Table, rows: np.ndarray | None = None) -> dict[str, float]:
+    """Best AUC with the chance of the draw integrated out: every row counts p as a positive, 1 - p as a negative.
+
+    Args:
+        truth: `truth.parquet`, or its table.
+        rows: As for `best_auc`.
+
+    Returns:
+        `click` (all rows), `conversion` (rows weighted by their chance of a click), `ctcvr` (all rows), and
+        `conversion_all`: of conversion given a click over all rows, which clicked rows alone cannot show.
+
+    Raises:
+        DataError: `rows` does not fit the table.
+    """
+    true = _load(truth, [KEY, "p_click", "p_conversion", "p_ctcvr"])
+    keep = _mask(true[KEY], rows)
+    click, conversion, both = (true[name][keep].astype(np.float64) for name in ("p_click", "p_conversion", "p_ctcvr"))
+    return {
+        "click": _auc(click, click, 1.0 - click),
+        "conversion": _auc(conversion, click * conversion, click * (1.0 - conversion)),
+        "ctcvr": _auc(both, both, 1.0 - both),
+        "conversion_all": _auc(conversion, conversion, 1.0 - conversion),
+    }
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
+    """Share of (positive, negative) pairs in the right order, ties half; `positive`, `negative` are weights `[n]`."""
+    _, group = np.unique(scores, return_inverse=True)
+    positives, negatives = (np.bincount(group, weights=w.astype(np.float64)) for w in (positive, negative))
+    total = positives.sum() * negatives.sum()
+    below = np.cumsum(negatives) - negatives / 2.0
+    return float(positives @ below / total) if total > 0.0 else float("nan")
+
+
+def _load(source: str | Path | pa.Table, columns: list[str]) -> dict[str, np.ndarray]:
+    try:
+        table = source.select(columns) if isinstance(source, pa.Table) else pq.read_table(source, columns=columns)
+        return {name: table[name].to_numpy() for name in columns}
+    except FileNotFoundError:
+        raise DataError(f"{source}: there is no such file") from None
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise DataError(f"{_named(source)}: must be a Parquet file or table with {', '.join(columns)}: {error}") from None
+
+
+def _named(source: str | Path | pa.Table) -> str:
+    return "the table" if isinstance(source, pa.Table) else str(source)
+
+
+def _mask(keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    if rows is None:
+        return np.ones(len(keys), bool)
+    rows = np.asarray(rows)
+    if rows.dtype != bool:
+        return np.isin(keys, rows)
+    if rows.shape != keys.shape:
+        raise DataError(f"rows: a mask of shape {rows.shape} does not fit {len(keys)} impressions")
+    return rows
+
+
+def _writer(path: Path, schema: pa.Schema, dictionaries: list[str]) -> pq.ParquetWriter:
+    # Without Arrow's own schema in the file, dictionaries read back as plain strings, as from any other tool.
+    return pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=dictionaries or False, store_schema=False)
+
+
+def _feature(field: Field) -> Feature:
+    if field.kind == "multi":
+        return MultiCategorical(name=field.name, table=field.table, max_length=field.max_length)
+    if field.kind == "numeric":
+        missing: Literal["mean", "error"] = "mean" if field.missing else "error"
+        return Numeric(name=field.name, transform="log1p", buckets=field.buckets, missing=missing)
+    return Categorical(name=field.name, dtype="int" if field.kind == "int" else "string", table=field.table)
+
+
+def _texts(field: Field, population: Population) -> list[str]:
+    count = field.size or population.size(field.name)
+    return [f"{field.prefix or field.name}_{i:0{len(str(count - 1))}d}" for i in range(count)]
+
+
+def _rates(rows: int, counts: tuple[int, int, int]) -> dict[str, Any]:
+    clicks, both, conversions = counts
+    rates = {"click": clicks / rows, "conversion": both / clicks if clicks else None, "ctcvr": both / rows}
+    return {"realised_rates": rates, "counts": {"click": clicks, "ctcvr": both, "conversion": conversions}}
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0.0 and b.std() > 0.0 else None
+
+
+def _check_knobs(knobs: SyntheticFunnel) -> None:
+    for name, low in (("seed", 0), ("users", 100), ("items", 100), ("interaction_rank", 1)):
+        value = getattr(knobs, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise DataError(f"{name}={value!r}: must be an integer of at least {low}")
+    for name, low_, high in (
+        ("user_zipf", 0.0, 5.0),
+        ("item_zipf", 0.0, 5.0),
+        ("click_rate", 0.0001, 0.9),
+        ("conversion_rate", 0.0001, 0.9),
+        ("task_correlation", -1.0, 1.0),
+        ("specific_share", 0.0, 1.0),
+        ("opposite_share", 0.0, 1.0),
+        ("main_strength", 0.0, 10.0),
+        ("interaction_strength", 0.0, 10.0),
+    ):
+        value = getattr(knobs, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low_ <= value <= high:
+            raise DataError(f"{name}={value!r}: must be a number from {low_:g} to {high:g}")
+    if knobs.specific_share + knobs.opposite_share > 1.0 + 1e-9:
+        raise DataError(
+            f"specific_share={knobs.specific_share} and opposite_share={knobs.opposite_share} are more than 1 together"
+        )
+    if knobs.observe_conversions not in ("clicked", "all"):
+        raise DataError(f"observe_conversions={knobs.observe_conversions!r}: must be 'clicked' or 'all'")

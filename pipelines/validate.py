@@ -1,0 +1,107 @@
+"""Faults of raw rows that no model should ever see: found before anything is written, with file, column and row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.errors import DataError
+from pipelines.raw import RawBatch
+from pipelines.schema import Label, Numeric, Schema
+
+
+def label_values(label: Label, column: pa.Array) -> np.ndarray:
+    """The label as 0 and 1.
+
+    Args:
+        label: Its declaration.
+        column: The raw column, of `n` rows.
+
+    Returns:
+        int64 `[n]`; a value that is neither 0 nor 1 comes out as -1 (never where the label declares `positive`).
+    """
+    if label.positive is not None:
+        positive = pa.scalar(label.positive, type=column.type)
+        return pc.fill_null(pc.equal(column, positive), False).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return np.where(values == 1.0, 1, np.where(values == 0.0, 0, -1)).astype(np.int64)
+
+
+def valid_rows(raw: RawBatch, schema: Schema) -> np.ndarray | None:
+    """Checks labels, funnel, weights and numeric columns of a batch.
+
+    Args:
+        raw: The batch.
+        schema: The schema; its `funnel_violations` says whether a child without its parent stops or is dropped.
+
+    Returns:
+        Boolean `[n]`, the rows to keep, or `None` where all stay.
+
+    Raises:
+        DataError: The first fault: its file, row, column, value, and what to do.
+    """
+    labels = {label.name: _checked_label(label, raw) for label in schema.labels}
+    for feature in schema.numerics:
+        _check_numeric(feature, raw)
+    _check_weight(schema, raw)
+    keep = np.ones(raw.batch.num_rows, bool)
+    for label in schema.labels:
+        if label.parent is None:
+            continue
+        violations = (labels[label.name] == 1) & (labels[label.parent] == 0)
+        if violations.any() and schema.funnel_violations == "error":
+            raise DataError(
+                f"{raw.where(int(np.argmax(violations)))}: {label.name} is 1 but its parent {label.parent} is 0 "
+                f"({int(violations.sum())} such rows in this batch of {len(violations)}); correct the log, or set "
+                f"`funnel_violations: drop` in the schema to leave such rows out"
+            )
+        keep &= ~violations
+    return None if keep.all() else keep
+
+
+def _checked_label(label: Label, raw: RawBatch) -> np.ndarray:
+    column = raw.batch.column(label.source)
+    values = label_values(label, column)
+    wrong = values < 0
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{raw.where(row)}: label {label.name!r} (column {label.source!r}) is {column[row].as_py()!r}; it must be "
+            f"0 or 1, or the schema must say which value counts as 1 (`positive:`)"
+        )
+    return values
+
+
+def _check_numeric(feature: Numeric, raw: RawBatch) -> None:
+    column = raw.batch.column(feature.source)
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    _refuse(np.isinf(values), values, feature.source, raw, "must be finite")
+    if feature.missing == "error":
+        _refuse(
+            np.isnan(values),
+            values,
+            feature.source,
+            raw,
+            f"is missing; fill it, or set `missing: mean` (or a number) for feature {feature.name!r}",
+        )
+    if feature.transform == "log1p":
+        _refuse(values <= -1.0, values, feature.source, raw, "must be above -1 for log1p; use `transform: symlog`")
+
+
+def _check_weight(schema: Schema, raw: RawBatch) -> None:
+    if schema.keys.weight is None:
+        return
+    values = raw.batch.column(schema.keys.weight).to_numpy(zero_copy_only=False).astype(np.float64)
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    _refuse(wrong, values, schema.keys.weight, raw, "must be a finite weight of at least 0")
+
+
+def _refuse(wrong: np.ndarray, values: np.ndarray, column: str, raw: RawBatch, demand: str) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        count = int(wrong.sum())
+        raise DataError(
+            f"{raw.where(row)}: column {column!r} is {values[row]} and {demand} "
+            f"({count} such row{'s' if count > 1 else ''} in this batch of {len(wrong)})"
+        )

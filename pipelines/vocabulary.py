@@ -1,0 +1,289 @@
+"""What only the training split can tell: the vocabulary of each table, means, deviations and bucket edges.
+
+Memory is bounded by the number of distinct values, not of rows, and by a cap on that: beyond `max_distinct` values of one
+table the rarest are dropped and their counts forgotten (lossy counting, Manku and Motwani 2002), which the vocabulary
+records as `exact = False`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from pipelines.errors import DataError
+from pipelines.schema import FIRST_ID, Categorical, Fitted, FittedNumeric, MultiCategorical, Numeric, Schema
+
+MAX_DISTINCT = 4_000_000
+_MERGE_AT = 1_000_000
+_SAMPLE_CAPACITY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values of one table in order of falling training frequency; value `i` has id `2 + i`.
+
+    Attributes:
+        values: Arrow int64 or string array, no nulls.
+        counts: int64 `[n]`, occurrences in the training split.
+        exact: Whether the counts are exact.
+    """
+
+    values: pa.Array
+    counts: np.ndarray
+    exact: bool = True
+
+    @property
+    def size(self) -> int:
+        """Rows of the embedding table: the vocabulary plus out-of-vocabulary and missing."""
+        return FIRST_ID + len(self.values)
+
+
+class FrequencyCounter:
+    """Counts values of a stream of Arrow arrays.
+
+    Args:
+        max_distinct: Cap on the distinct values kept.
+    """
+
+    def __init__(self, max_distinct: int = MAX_DISTINCT) -> None:
+        self._max_distinct = max_distinct
+        self._counts: pa.Table | None = None
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self.exact = True
+
+    def add(self, values: pa.Array) -> None:
+        """Adds an array; nulls are not counted."""
+        counted = pc.value_counts(values.drop_null())
+        if len(counted) == 0:
+            return
+        self._pending.append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
+        self._pending_rows += len(counted)
+        kept = 0 if self._counts is None else self._counts.num_rows
+        if self._pending_rows >= max(_MERGE_AT, kept):
+            self._merge()
+
+    def vocabulary(self, min_count: int, max_size: int | None) -> Vocabulary:
+        """The values that occur at least `min_count` times, the most frequent `max_size` of them; ties by value."""
+        self._merge()
+        if self._counts is None:
+            return Vocabulary(pa.array([], pa.string()), np.zeros(0, np.int64), self.exact)
+        table = self._counts.filter(pc.greater_equal(self._counts["count"], min_count))
+        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        table = table.slice(0, max_size) if max_size is not None else table
+        values = table["value"].combine_chunks()
+        return Vocabulary(values, table["count"].to_numpy(), self.exact)
+
+    def _merge(self) -> None:
+        tables = ([] if self._counts is None else [self._counts]) + self._pending
+        if not self._pending:
+            return
+        merged = pa.concat_tables(tables).group_by("value").aggregate([("count", "sum")])
+        self._counts = merged.rename_columns({"count_sum": "count"}).select(["value", "count"])
+        self._pending, self._pending_rows = [], 0
+        if self._counts.num_rows > self._max_distinct:
+            self._drop_rarest()
+
+    def _drop_rarest(self) -> None:
+        counts = self._counts["count"].to_numpy()
+        keep = self._max_distinct // 2
+        threshold = np.partition(counts, len(counts) - keep)[len(counts) - keep]
+        self._counts = self._counts.filter(pc.greater(self._counts["count"], int(threshold)))
+        self.exact = False
+
+
+class NumericSummary:
+    """Mean, deviation and quantiles of a stream of floats (NaN left out).
+
+    Mean and variance are exact (Chan's merge of partial sums). Quantiles are exact up to 2**20 values; beyond, they come
+    from a uniform sample of between half that many and that many.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0
+        self._kept: list[np.ndarray] = []
+        self._kept_rows = 0
+        self._level = 0
+        self._random = np.random.default_rng(seed)
+
+    def add(self, raw: np.ndarray, transformed: np.ndarray) -> None:
+        """Adds raw values (for bucket edges) and the same transformed (for mean and deviation), both `[n]`."""
+        present = ~np.isnan(raw)
+        raw, transformed = raw[present], transformed[present].astype(np.float64)
+        if len(raw) == 0:
+            return
+        mean = float(transformed.mean())
+        squares = float(np.square(transformed - mean).sum())
+        total = self.count + len(raw)
+        delta = mean - self.mean
+        self._squares += squares + delta * delta * self.count * len(raw) / total
+        self.mean += delta * len(raw) / total
+        self.count = total
+        self._sample(raw)
+
+    def fitted(self, feature: Numeric) -> FittedNumeric:
+        """The statistics as the schema stores them; a constant feature has deviation 1."""
+        deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        sample = np.concatenate(self._kept) if self._kept else np.zeros(0, np.float32)
+        edges = quantile_edges(sample, feature.buckets) if feature.buckets else np.zeros(0, np.float32)
+        mean, std = np.float32(self.mean), np.float32(deviation if deviation > 0.0 else 1.0)
+        return FittedNumeric(mean=float(mean), std=float(std), edges=tuple(float(e) for e in edges))
+
+    def _sample(self, raw: np.ndarray) -> None:
+        keep = raw if self._level == 0 else raw[self._random.random(len(raw)) < 0.5**self._level]
+        self._kept.append(keep.astype(np.float32))
+        self._kept_rows += len(keep)
+        while self._kept_rows > _SAMPLE_CAPACITY:
+            values = np.concatenate(self._kept)
+            self._kept = [values[self._random.random(len(values)) < 0.5]]
+            self._kept_rows = len(self._kept[0])
+            self._level += 1
+
+
+def quantile_edges(values: np.ndarray, buckets: int) -> np.ndarray:
+    """Edges of about equally full buckets; bucket of x = number of edges <= x.
+
+    A value that alone fills a bucket or more (the zeros of a capital gain) gets a bucket of its own and the others share
+    the rest; plain quantiles would spend nearly all edges on it.
+
+    Args:
+        values: float32 `[n]`, no NaN.
+        buckets: Wanted number of buckets, at least 2; fewer come out where there are fewer distinct values.
+
+    Returns:
+        float32 `[k]`, rising, `k < buckets`.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= buckets:
+        return distinct[1:]
+    heavy = counts >= len(values) / buckets
+    own = np.flatnonzero(heavy)
+    # A bucket of one value has an edge at it and an edge at the next value.
+    edges = {*distinct[own].tolist(), *distinct[np.minimum(own + 1, len(distinct) - 1)].tolist()}
+    light_buckets = max(buckets - len(edges), 1)
+    light, light_counts = distinct[~heavy], counts[~heavy]
+    if len(light) and light_buckets > 1:
+        share = np.cumsum(light_counts) / light_counts.sum()
+        cuts = np.searchsorted(share, np.arange(1, light_buckets) / light_buckets, side="left")
+        edges |= set(light[np.minimum(cuts + 1, len(light) - 1)].tolist())
+    edges.discard(float(distinct[0]))
+    return np.array(sorted(edges), np.float32)
+
+
+class VocabularyFitter:
+    """Fits all tables and numeric statistics of a schema over the training batches."""
+
+    def __init__(self, schema: Schema, max_distinct: int = MAX_DISTINCT) -> None:
+        self._schema = schema
+        fitted = [f for f in schema.categoricals if f.hash_buckets is None]
+        self._counters = {f.table_name: FrequencyCounter(max_distinct) for f in fitted}
+        self._summaries = {f.name: NumericSummary() for f in schema.numerics}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Adds training rows."""
+        for feature in self._schema.categoricals:
+            if feature.hash_buckets is None:
+                self._counters[feature.table_name].add(present_values(feature, batch.column(feature.source)))
+        for feature in self._schema.numerics:
+            raw = raw_numbers(feature, batch.column(feature.source))
+            self._summaries[feature.name].add(raw, transform_numbers(feature, raw))
+
+    def finish(self) -> tuple[dict[str, Vocabulary], Fitted]:
+        """Vocabularies by table, and the `fitted` section of the schema."""
+        vocabularies: dict[str, Vocabulary] = {}
+        tables: dict[str, int] = {}
+        for feature in self._schema.categoricals:
+            name = feature.table_name
+            if feature.hash_buckets is not None:
+                tables[name] = FIRST_ID + feature.hash_buckets
+            elif name not in vocabularies:
+                found = self._counters[name].vocabulary(feature.min_count, feature.max_size)
+                type_ = pa.int64() if feature.dtype == "int" else pa.string()
+                vocabularies[name] = Vocabulary(found.values.cast(type_), found.counts, found.exact)
+                tables[name] = vocabularies[name].size
+        numeric = {f.name: self._summaries[f.name].fitted(f) for f in self._schema.numerics}
+        for feature in self._schema.numerics:
+            if feature.buckets is not None:
+                tables[feature.name] = FIRST_ID + len(numeric[feature.name].edges) + 1
+        return vocabularies, Fitted(tables=tables, numeric=numeric)
+
+
+def present_values(feature: Categorical, column: pa.Array) -> pa.Array:
+    """The flat values of a categorical column that are not missing."""
+    flat = parted(feature, column).flatten() if isinstance(feature, MultiCategorical) else column
+    missing = usable_missing_values(feature)
+    return flat.filter(pc.invert(pc.is_in(flat, value_set=missing))) if len(missing) else flat
+
+
+def usable_missing_values(feature: Categorical) -> pa.Array:
+    """The declared missing values that the feature's type can hold."""
+    if feature.dtype == "int":
+        return pa.array([v for v in feature.missing_values if isinstance(v, int)], pa.int64())
+    return pa.array([str(v) for v in feature.missing_values], pa.string())
+
+
+def parted(feature: MultiCategorical, column: pa.Array) -> pa.ListArray:
+    """A multi-valued column as lists: text (of a CSV) is parted at the separator, null and empty text are empty lists."""
+    if pa.types.is_list(column.type):
+        return pc.if_else(column.is_valid(), column, pa.scalar([], type=column.type))
+    text = pc.fill_null(column, "")
+    lists = pc.split_pattern(text, feature.separator)
+    lists = pc.if_else(pc.equal(text, ""), pa.scalar([], type=lists.type), lists)
+    try:
+        return lists.cast(pa.list_(pa.int64() if feature.dtype == "int" else pa.string()))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"column {feature.source!r} of feature {feature.name!r}: {error}") from None
+
+
+def raw_numbers(feature: Numeric, column: pa.Array) -> np.ndarray:
+    """The raw numbers as float32 `[n]`: missing ones are NaN, or the number that the schema puts in their place."""
+    values = column.to_numpy(zero_copy_only=False).astype(np.float32)
+    if isinstance(feature.missing, float):
+        values = np.where(np.isnan(values), np.float32(feature.missing), values)
+    return values
+
+
+def transform_numbers(feature: Numeric, raw: np.ndarray) -> np.ndarray:
+    """The feature's transform, float32 `[n]` to float32 `[n]`."""
+    if feature.transform == "log1p":
+        return np.log1p(raw)
+    if feature.transform == "symlog":
+        return np.sign(raw) * np.log1p(np.abs(raw))
+    return raw
+
+
+def save_vocabularies(vocabularies: dict[str, Vocabulary], folder: Path) -> None:
+    """Writes each vocabulary as `<table>.parquet` with the columns value and count, and what is not exact."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, vocabulary in vocabularies.items():
+        table = pa.table({"value": vocabulary.values, "count": vocabulary.counts})
+        pa.parquet.write_table(table, folder / f"{name}.parquet")
+    inexact = sorted(name for name, vocabulary in vocabularies.items() if not vocabulary.exact)
+    (folder / "inexact.json").write_text(json.dumps(inexact), encoding="utf-8")
+
+
+def load_vocabularies(names: Iterable[str], folder: Path) -> dict[str, Vocabulary]:
+    """Reads vocabularies written by `save_vocabularies`.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    loaded = {}
+    try:
+        inexact = set(json.loads((folder / "inexact.json").read_text(encoding="utf-8")))
+        for name in names:
+            table = pa.parquet.read_table(folder / f"{name}.parquet").combine_chunks()
+            values = table["value"].combine_chunks()
+            loaded[name] = Vocabulary(values, table["count"].to_numpy(), name not in inexact)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise DataError(f"{folder}: the vocabularies are missing or damaged ({error}); convert the log again") from None
+    return loaded

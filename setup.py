@@ -1,0 +1,50 @@
+"""Metadata and dependencies of mtlzoo.
+
+Every dependency carries its reason and a window. The lower ends are the versions that the suite runs
+on; the upper ends stop before the next release that may break an interface that this project uses.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEPENDENCIES = [
+    "tensorflow>=2.21,<2.22",  # the backend: training, tf.data, SavedModel
+    "keras>=3.15,<3.16",  # layers, models and `fit`; Keras 3 on the TensorFlow backend
+    "keras-tuner>=1.4.8,<1.5",  # hyper-parameter search
+    "tensorboard>=2.20,<2.22",  # training logs; KerasTuner imports it without declaring it
+    "tensorflow-recommenders>=0.7.7,<0.8",  # compared with; runs in its own process, see docs/design.md
+    "tensorflow-datasets>=4.9.10,<4.10",  # datasets in `rows` layout open as TFDS datasets
+    "numpy>=2.1,<3",  # arrays between Arrow and TensorFlow
+    "pyarrow>=22,<27",  # CSV and Parquet as record batches, in bounded memory
+    "pydantic>=2.11,<3",  # the schema file and its error messages
+    "PyYAML>=6.0,<7",  # schema.yaml
+    "typer>=0.16,<1",  # the command line
+    "rich>=14,<16",  # tables and progress bars
+]
+
+DEVELOPMENT = [
+    "pytest>=8.4,<10",  # the suite
+    "pytest-xdist>=3.6,<4",  # the suite on every core
+    "hypothesis>=6.130,<7",  # property tests
+    "scikit-learn>=1.6,<2",  # the reference for metrics
+    "zstandard>=0.23,<1",  # tests write .zst files
+    "ruff>=0.11,<0.18",  # format and lint
+    "mypy>=1.15,<3",  # types
+    "types-PyYAML>=6.0,<7",  # types of PyYAML
+]
+
+setup(
+    name="mtlzoo",
+    version="0.1.0",
+    description="A model zoo for multi-task click and conversion ranking in Keras 3 on TensorFlow",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["mtlzoo", "mtlzoo.*", "pipelines", "pipelines.*"]),
+    package_data={"mtlzoo": ["py.typed"], "pipelines": ["py.typed"]},
+    install_requires=DEPENDENCIES,
+    extras_require={"dev": DEVELOPMENT},
+    entry_points={"console_scripts": ["mtlzoo=mtlzoo.cli:main"]},
+)
