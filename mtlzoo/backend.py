@@ -1,0 +1,92 @@
+"""The one place where layers, losses and optimizers meet TensorFlow.
+
+Everything else in `mtlzoo.layers`, `mtlzoo.losses` and `mtlzoo.optimizers` is written with `keras.ops`. What stands here is
+what `keras.ops` does not offer or cannot do at a cost that is independent of the size of a table. Another backend would
+need its own version of this file and of nothing else.
+
+A variable may be a Keras variable or a `tf.Variable`: Keras hands the first to layers and the second to `update_step`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def gather_rows(variable: Any, ids: Any) -> Any:
+    """Rows of a variable, read from the resource itself.
+
+    `keras.ops.take` first reads the whole variable; once a sparse update has touched it, each such read copies the whole
+    table. Gathering from the resource copies the wanted rows only, and its gradient is a `tf.IndexedSlices`.
+
+    Args:
+        variable: Variable `[rows, ...]`, created with `autocast=False` where mixed precision may be on.
+        ids: int32 or int64, any shape, each in `[0, rows)`.
+
+    Returns:
+        `[*ids.shape, ...]` in the dtype of the variable.
+    """
+    return tf.gather(_resource(variable), ids)
+
+
+def logits_of(probabilities: Any) -> Any:
+    """The logits behind probabilities, float32.
+
+    The exact ones where the sigmoid that made the probabilities is known: Keras attaches them to the output of
+    `keras.ops.sigmoid`, and a graph remembers the operation. Otherwise `log(p / (1 - p))` with p clipped to
+    `[1e-7, 1 - 1e-7]`, beyond which the gradient is 0.
+
+    Args:
+        probabilities: Any shape, in [0, 1].
+
+    Returns:
+        float32, of the same shape.
+    """
+    logits = getattr(probabilities, "_keras_logits", None)
+    if logits is None and tf.is_symbolic_tensor(probabilities) and probabilities.op.type == "Sigmoid":
+        logits = probabilities.op.inputs[0]
+    if logits is not None:
+        return tf.cast(logits, tf.float32)
+    clipped = tf.clip_by_value(tf.cast(probabilities, tf.float32), 1e-7, 1.0 - 1e-7)
+    return tf.math.log(clipped) - tf.math.log1p(-clipped)
+
+
+def is_row_sparse(gradient: Any) -> bool:
+    """Whether a gradient names the rows that it is about (`tf.IndexedSlices`)."""
+    return isinstance(gradient, tf.IndexedSlices)
+
+
+def sum_repeated_rows(gradient: Any) -> Any:
+    """A row-sparse gradient in which each row stands once, as the sum of its repetitions.
+
+    Args:
+        gradient: `tf.IndexedSlices`.
+
+    Returns:
+        `tf.IndexedSlices` of the same dense value, with distinct indices.
+    """
+    ids, places = tf.unique(gradient.indices)
+    sums = tf.math.unsorted_segment_sum(gradient.values, places, tf.size(ids))
+    return tf.IndexedSlices(sums, ids, gradient.dense_shape)
+
+
+def with_values(gradient: Any, values: Any) -> Any:
+    """The row-sparse gradient of the same rows with other values."""
+    return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+
+
+def set_rows(variable: Any, ids: Any, rows: Any) -> None:
+    """Sets `variable[ids]` to `rows`; the ids must be distinct."""
+    _resource(variable).scatter_update(tf.IndexedSlices(rows, ids))
+
+
+def subtract_from_rows(variable: Any, ids: Any, rows: Any) -> None:
+    """Subtracts `rows` from `variable[ids]`."""
+    _resource(variable).scatter_sub(tf.IndexedSlices(rows, ids))
+
+
+def _resource(variable: Any) -> Any:
+    """The `tf.Variable` behind a Keras variable; any other is one already."""
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -1,0 +1,170 @@
+"""What every model of the zoo shares: outputs along the funnel, default losses and metrics, configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from mtlzoo.layers import MLP, ConditionalLogit, JointLogit, Probability
+from mtlzoo.losses import BinaryCrossentropy
+from mtlzoo.metrics import AUC
+from mtlzoo.optimizers import LazyAdam
+from mtlzoo.tasks import LabelSpace, tasks_of
+from pipelines.schema import Schema
+
+
+class MultiTaskModel(keras.Model):
+    """Base of all models: a functional `keras.Model` from packed features to a dict of probabilities by task.
+
+    A model's class builds its layers and its graph up to one logit per label, and hands them over here. What a label's
+    logit means follows from the label space (see `mtlzoo.tasks`); the base adds the probabilities of every task of the
+    schema, computed from logits in float32 whatever the dtype policy.
+
+    Args:
+        schema: Fitted schema, as `pipelines.open_dataset(DIR).schema` has it.
+        inputs: Symbolic inputs by name.
+        logits: Symbolic logit `[batch, 1]` by label.
+        label_space: `"cvr_clicked"`, `"esmm_product"` or `"ctcvr"`.
+        config: The arguments of the model's class besides `schema`, `label_space`, `dtype` and `name`.
+        dtype: Dtype policy of the model's layers.
+        name: Name of the model.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        inputs: dict[str, Any],
+        logits: dict[str, Any],
+        label_space: LabelSpace,
+        config: dict[str, Any],
+        dtype: Any = None,
+        name: str | None = None,
+    ) -> None:
+        outputs = funnel_probabilities(schema, logits, label_space)
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        self.schema = schema
+        self.label_space = label_space
+        self.tasks = tasks_of(schema, label_space)
+        self.dtype_policy = keras.dtype_policies.get(dtype)
+        self._arguments = config
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        loss_weights: Any = None,
+        weighted_metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """`keras.Model.compile` with the right defaults for the model's tasks; any argument given wins.
+
+        Args:
+            optimizer: `"auto"`: `LazyAdam(1e-3)`.
+            loss: `"auto"`: binary cross-entropy from logits for each task that the label space trains, as a mean over
+                the task's own population.
+            loss_weights: Dict of floats by task; tasks that it leaves out weigh 1.
+            weighted_metrics: `"auto"`: AUC for every task on its own population. (Keras masks by sample weight only
+                what is given here, not what is given as `metrics`.)
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: `loss_weights` names a task that is not trained.
+        """
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = LazyAdam(1e-3)
+        if isinstance(loss, str) and loss == "auto":
+            loss = {task.name: BinaryCrossentropy() if task.trained else None for task in self.tasks}
+            loss_weights = self._full_loss_weights(loss_weights)
+        if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
+            weighted_metrics = {task.name: [AUC(name="auc")] for task in self.tasks}
+        super().compile(
+            optimizer=optimizer, loss=loss, loss_weights=loss_weights, weighted_metrics=weighted_metrics, **kwargs
+        )
+
+    def _full_loss_weights(self, given: dict[str, float] | None) -> dict[str, float] | None:
+        if given is None:
+            return None
+        trained = [task.name for task in self.tasks if task.trained]
+        unknown = sorted(set(given) - set(trained))
+        if unknown:
+            raise ValueError(
+                f"loss_weights names {', '.join(unknown)}, but the label space {self.label_space!r} trains only "
+                f"{', '.join(trained)}"
+            )
+        return {name: float(given.get(name, 1.0)) for name in trained}
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything that builds the model anew, weights aside."""
+        return {
+            "schema": self.schema.to_dict(),
+            **self._arguments,
+            "label_space": self.label_space,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MultiTaskModel:
+        """Builds the model from `get_config`."""
+        config = dict(config)
+        config["schema"] = Schema.model_validate(config["schema"])
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+def funnel_probabilities(schema: Schema, logits: dict[str, Any], label_space: LabelSpace) -> dict[str, Any]:
+    """Probabilities of all targets from one logit per label.
+
+    With heads of conditional probabilities, `joint = logit(prod_k sigmoid(logit_k))` along the funnel. In the label space
+    `ctcvr` a label's head is joint already, and `conditional = logit(p_joint / p_joint_of_parent)`.
+
+    Args:
+        schema: Its targets say what to predict.
+        logits: `[batch, 1]` by label.
+        label_space: What the logits of labels with a parent mean.
+
+    Returns:
+        float32 `[batch, 1]` by target name.
+
+    Raises:
+        ValueError: A label has no logit.
+    """
+    lacking = [label.name for label in schema.labels if label.name not in logits]
+    if lacking:
+        raise ValueError(f"no logit for the labels {lacking}; there are logits for {sorted(logits)}")
+    parents = {label.name: label.parent for label in schema.labels}
+    probabilities = {}
+    for target in schema.targets:
+        logit, parent = logits[target.label], parents[target.label]
+        if label_space == "ctcvr" and target.given:
+            logit = ConditionalLogit(name=f"{target.name}_conditional_logit")((logit, logits[parent]))
+        elif label_space != "ctcvr" and target.is_joint:
+            chain = [logits[name] for name in target.positive]
+            logit = JointLogit(name=f"{target.name}_joint_logit")(chain)
+        probabilities[target.name] = Probability(name=target.name)(logit)
+    return probabilities
+
+
+def tower_logits(
+    schema: Schema, task_inputs: dict[str, Any], units: tuple[int, ...], dropout: float, dtype: Any
+) -> dict[str, Any]:
+    """A tower (MLP) and a logit head for each label.
+
+    Args:
+        schema: Its labels.
+        task_inputs: `[batch, H]` by label.
+        units: Widths of the tower's layers.
+        dropout: Dropout rate behind each of them.
+        dtype: Policy of the layers.
+
+    Returns:
+        Logit `[batch, 1]` by label.
+    """
+    logits = {}
+    for label in schema.labels:
+        tower = MLP(units, dropout=dropout, dtype=dtype, name=f"{label.name}_tower")
+        head = keras.layers.Dense(1, dtype=dtype, name=f"{label.name}_logit")
+        logits[label.name] = head(tower(task_inputs[label.name]))
+    return logits

@@ -1,0 +1,73 @@
+"""MMoE: shared experts, mixed for each task by a gate of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from mtlzoo.layers import SoftmaxGate, StackedExperts
+from mtlzoo.models.base import MultiTaskModel, tower_logits
+from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.tasks import LabelSpace
+from pipelines.schema import Schema
+
+
+@keras.saving.register_keras_serializable(package="mtlzoo")
+class MMoE(MultiTaskModel):
+    """Multi-gate mixture of experts.
+
+        f_t = sum_i softmax(W_t x)_i E_i(x),        logit_t = w_t . MLP_t(f_t) + b_t
+
+    Args:
+        schema: Fitted schema.
+        num_experts: Number of experts E_i, each an MLP.
+        expert_units: Widths of each expert's layers.
+        tower_units: Widths of each task's tower.
+        embedding_dim: Width of embeddings that the schema leaves open.
+        dropout: Dropout rate behind each hidden layer.
+        label_space: See `mtlzoo.tasks`.
+        dtype: Dtype policy.
+        name: Name of the model.
+
+    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts" (KDD 2018),
+    eq. 6-8.
+
+    Example:
+        >>> model = MMoE(dataset.schema, num_experts=4)
+        >>> model.compile()
+        >>> history = model.fit(dataset.read("train", shuffle=True))
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        num_experts: int = 4,
+        expert_units: tuple[int, ...] = (256, 128),
+        tower_units: tuple[int, ...] = (64,),
+        embedding_dim: int = 16,
+        dropout: float = 0.0,
+        label_space: LabelSpace = "cvr_clicked",
+        dtype: Any = None,
+        name: str = "mmoe",
+    ) -> None:
+        # Layers
+        experts = StackedExperts(num_experts, expert_units, dropout=dropout, dtype=dtype, name="experts")
+        gate = SoftmaxGate(len(schema.labels), dtype=dtype, name="gate")
+
+        # Graph
+        inputs = model_inputs(schema)
+        x = embed_features(schema, inputs, embedding_dim, dtype).flat()  # [batch, D]
+        mixed = gate((x, experts(x)))  # [batch, tasks, H]
+        task_inputs = {label.name: mixed[:, i] for i, label in enumerate(schema.labels)}
+        logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
+
+        # Config
+        config = {
+            "num_experts": num_experts,
+            "expert_units": tuple(expert_units),
+            "tower_units": tuple(tower_units),
+            "embedding_dim": embedding_dim,
+            "dropout": dropout,
+        }
+        super().__init__(schema, inputs, logits, label_space, config, dtype, name)

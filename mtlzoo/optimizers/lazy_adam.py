@@ -1,0 +1,77 @@
+"""Adam that leaves the rows alone that a batch does not touch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from mtlzoo import backend
+from mtlzoo.optimizers.row_sparse import RowSparse
+
+
+@keras.saving.register_keras_serializable(package="mtlzoo")
+class LazyAdam(RowSparse, keras.optimizers.Adam):
+    """Adam; on embedding tables only the rows that the batch looked up.
+
+        m = beta_1 m + (1 - beta_1) g,   v = beta_2 v + (1 - beta_2) g^2
+        w = w - learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)
+
+    Dense gradients are Keras's own Adam. Of a variable with a row-sparse gradient (`tf.IndexedSlices`), the rows in the
+    gradient are updated by the same formula; all others keep w, m and v as they are, whereas Adam would decay their moments
+    and let them coast. t is the global step for all rows, so a row seen first at a late step gets no bias
+    correction: its first move is about `(1 - beta_1) / sqrt(1 - beta_2) = 3.2` times the learning rate.
+
+    Args:
+        learning_rate: Float, schedule or callable. Defaults to 0.001.
+        beta_1: Decay of the first moment. Defaults to 0.9.
+        beta_2: Decay of the second moment. Defaults to 0.999.
+        epsilon: Defaults to 1e-7.
+        **kwargs: Of `keras.optimizers.Optimizer`. What weight decay, clipping, averaging and accumulation do on
+            row-sparse gradients stands at `mtlzoo.optimizers.row_sparse.RowSparse`.
+
+    Raises:
+        ValueError: `amsgrad` is given: its maximum is not defined here. In training: an option that row-sparse gradients
+            do not allow.
+
+    Example:
+        >>> model.compile(optimizer=LazyAdam(1e-3), loss="binary_crossentropy")
+
+    Source: Kingma and Ba, "Adam" (ICLR 2015), in the form before its section 2.1; the lazy rows are those of
+    TensorFlow Addons' LazyAdam.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("amsgrad", False):
+            raise ValueError("LazyAdam has no amsgrad; leave it out, or use keras.optimizers.Adam(amsgrad=True)")
+        super().__init__(learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+
+    def _update_rows(self, ids: Any, gradients: Any, variable: Any, learning_rate: Any) -> None:
+        index = self._get_variable_index(variable)
+        momentum, velocity = self._momentums[index], self._velocities[index]
+        m = backend.gather_rows(momentum, ids)
+        v = backend.gather_rows(velocity, ids)
+        m = m + (gradients - m) * (1.0 - self.beta_1)
+        v = v + (ops.square(gradients) - v) * (1.0 - self.beta_2)
+        backend.set_rows(momentum, ids, m)
+        backend.set_rows(velocity, ids, v)
+
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        correction_1 = 1.0 - ops.power(ops.cast(self.beta_1, variable.dtype), step)
+        correction_2 = 1.0 - ops.power(ops.cast(self.beta_2, variable.dtype), step)
+        rate = learning_rate * ops.sqrt(correction_2) / correction_1
+        backend.subtract_from_rows(variable, ids, rate * m / (ops.sqrt(v) + self.epsilon))
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of `__init__`."""
+        config = super().get_config()
+        del config["amsgrad"]
+        return config

@@ -1,0 +1,85 @@
+"""What optimizers with a row-sparse step share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from mtlzoo import backend
+
+
+class RowSparse:
+    """Mixin before a Keras optimizer: a row-sparse gradient moves the rows that it names, and no others.
+
+    Keras's optimizers make a dense update of the whole variable out of such a gradient. Here:
+
+    - Repeated rows are summed first, as the dense gradient would have it.
+    - Clipping works on the summed rows, so that norms are those of the dense gradient.
+    - Weight decay reaches a row only in steps whose batch names it; Keras would decay the whole table at every step.
+      Variables with a dense gradient decay as in Keras.
+    - `gradient_accumulation_steps` and `loss_scale_factor` are refused: Keras accumulates in a dense copy of the table,
+      and cannot divide a row-sparse gradient.
+    - `use_ema` works, but Keras averages whole tables: each step then costs a pass over them.
+
+    A subclass gives `_update_rows`.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves one variable; called by Keras."""
+        sparse = backend.is_row_sparse(gradient)
+        decays = self.weight_decay is not None and self._use_weight_decay(variable)  # type: ignore[attr-defined]
+        if not sparse:
+            if decays:
+                self.assign_sub(variable, variable * self._decay(variable, learning_rate))  # type: ignore[attr-defined]
+            super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+            return
+        gradient = backend.sum_repeated_rows(gradient)
+        ids, rows = gradient.indices, ops.cast(gradient.values, variable.dtype)
+        if decays:
+            decayed = backend.gather_rows(variable, ids) * self._decay(variable, learning_rate)
+            backend.subtract_from_rows(variable, ids, decayed)
+        self._update_rows(ids, rows, variable, ops.cast(learning_rate, variable.dtype))
+
+    def _update_rows(self, ids: Any, gradients: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves the rows `ids`, which are distinct, along `gradients`, one row each."""
+        raise NotImplementedError
+
+    def _decay(self, variable: Any, learning_rate: Any) -> Any:
+        return ops.cast(self.weight_decay, variable.dtype) * ops.cast(learning_rate, variable.dtype)  # type: ignore[attr-defined]
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: `update_step` decays, since it knows which rows there are."""
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        if self.clipnorm is None and self.global_clipnorm is None and self.clipvalue is None:  # type: ignore[attr-defined]
+            return grads
+        grads = [backend.sum_repeated_rows(g) if backend.is_row_sparse(g) else g for g in grads]
+        # The summed rows are the dense gradient without its zeros: to norms and values it is the same.
+        clipped = super()._clip_gradients([g.values if backend.is_row_sparse(g) else g for g in grads])  # type: ignore[misc]
+        return [
+            backend.with_values(g, c) if backend.is_row_sparse(g) else c for g, c in zip(grads, clipped, strict=True)
+        ]
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Applies gradients; called by Keras.
+
+        Raises:
+            ValueError: There is a row-sparse gradient, and an option that cannot work with it.
+        """
+        grads = list(grads)
+        if any(backend.is_row_sparse(gradient) for gradient in grads):
+            for option in ("gradient_accumulation_steps", "loss_scale_factor"):
+                value = getattr(self, option)
+                if value:
+                    raise ValueError(
+                        f"{self.name}: {option}={value} does not work with the row-sparse gradients "  # type: ignore[attr-defined]
+                        f"of an embedding table; {_INSTEAD[option]}"
+                    )
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+
+_INSTEAD = {
+    "gradient_accumulation_steps": "leave it out and use a larger batch",
+    "loss_scale_factor": "leave it out and wrap the optimizer in mtlzoo.optimizers.RowSparseLossScaleOptimizer",
+}

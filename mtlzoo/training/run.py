@@ -1,0 +1,139 @@
+"""A run directory: how a model was trained, and what came of it.
+
+    config.json       model, arguments, data, training settings, versions
+    schema.yaml       the fitted schema of the dataset
+    model.keras       the best model, by the monitored value on the validation split
+    history.json      per epoch: losses, metrics, impressions per second
+    metrics.json      evaluation of the best model, by split
+    checkpoints/      the last epoch's model with its optimizer, to go on from
+    logs/             TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mtlzoo.models import MultiTaskModel
+from pipelines import DataError, Dataset, open_dataset
+
+CONFIG, SCHEMA, MODEL, HISTORY, METRICS = "config.json", "schema.yaml", "model.keras", "history.json", "metrics.json"
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a training run does.
+
+    Attributes:
+        model: Name of the model in `mtlzoo.models.MODELS`.
+        arguments: Arguments of the model's class.
+        data: Dataset directory.
+        epochs: Most epochs to train.
+        batch_size: Impressions per step.
+        seed: Seed of initial weights, order of impressions and dropout.
+        learning_rate: Of LazyAdam.
+        loss_weights: By trained task; 1 where not given.
+        monitor: What selects the best epoch on the validation split: `"auc"`, the mean over all tasks (higher is
+            better), or `"loss"` (lower is better).
+        patience: Epochs without a better value before training stops early.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    arguments: dict[str, Any] = {}
+    data: str
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=4096, ge=1)
+    seed: int = Field(default=1, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    loss_weights: dict[str, float] | None = None
+    monitor: Literal["auc", "loss"] = "auc"
+    patience: int = Field(default=2, ge=1)
+
+
+class Run:
+    """A finished run directory.
+
+    Attributes:
+        folder: The directory.
+        config: How it was trained.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    def model(self) -> MultiTaskModel:
+        """The best model, compiled as it was trained.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        path = self.folder / MODEL
+        try:
+            return keras.models.load_model(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def dataset(self) -> Dataset:
+        """The dataset it was trained on."""
+        return open_dataset(self.config.data)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Logs per epoch."""
+        return read_json(self.folder / HISTORY)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Evaluations by split."""
+        return read_json(self.folder / METRICS)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Opens a finished run.
+
+    Args:
+        folder: What `train` or `mtlzoo train` wrote.
+
+    Raises:
+        DataError: It is no finished run.
+
+    Example:
+        >>> open_run("runs/mmoe").metrics["valid"]["tasks"]["click"]["auc"]
+        0.78
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such run directory")
+    if not (folder / METRICS).is_file():
+        raise DataError(f"{folder}: is no finished run (it has no {METRICS}); train it with `mtlzoo train`")
+    try:
+        config = RunConfig.model_validate(read_json(folder / CONFIG)["training"])
+    except (KeyError, ValidationError) as error:
+        raise DataError(f"{folder / CONFIG}: damaged: {str(error).splitlines()[0]}") from None
+    return Run(folder, config)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable: {error}") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON by rename, so that a reader never meets half a file."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

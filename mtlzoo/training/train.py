@@ -1,0 +1,204 @@
+"""Trains a model of the zoo on a dataset into a run directory: selects on validation, stops early, can go on.
+
+The run is made in `<RUN>.partial` and takes the place of RUN by rename, so an interruption leaves an older run whole. The
+same call again goes on behind the last finished epoch, and ends where an uninterrupted run would have ended: every
+epoch's order of impressions follows from the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+from pydantic import BaseModel
+
+from mtlzoo import models
+from mtlzoo.callbacks import Throughput
+from mtlzoo.models import MultiTaskModel
+from mtlzoo.optimizers import LazyAdam
+from mtlzoo.training.evaluate import evaluate
+from mtlzoo.training.run import CONFIG, HISTORY, METRICS, MODEL, SCHEMA, Run, RunConfig, open_run, read_json, write_json
+from pipelines import DataError, Dataset, open_dataset, save_schema
+
+_STATE = "state.json"
+_CHECKPOINTS = "checkpoints"
+
+
+class _State(BaseModel):
+    """Where a run stands behind its last finished epoch."""
+
+    epoch: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    history: list[dict[str, float | None]] = []
+
+    def after(self, logs: dict[str, float], monitor: str) -> _State:
+        """The state one epoch on."""
+        value = monitored(logs, monitor)
+        better = self.best is None or (value > self.best if monitor == "auc" else value < self.best)
+        return _State(
+            epoch=self.epoch + 1,
+            best=value if better else self.best,
+            best_epoch=self.epoch if better else self.best_epoch,
+            history=[*self.history, {key: _finite(value) for key, value in logs.items()}],
+        )
+
+    def patience_spent(self, patience: int) -> bool:
+        """Whether the best epoch lies `patience` epochs back."""
+        return self.best_epoch is not None and self.epoch - 1 - self.best_epoch >= patience
+
+
+def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Run:
+    """Trains a model.
+
+    Args:
+        config: What to train, on what, how long.
+        out: The run directory. An older run there is replaced when the new one is complete.
+        callbacks: Further Keras callbacks; each epoch is one `fit`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DataError: The dataset is unusable, or `out` exists and is no run.
+        ValueError: Unknown model or argument.
+        FloatingPointError: The loss became NaN or infinite.
+
+    Example:
+        >>> run = train(RunConfig(model="mmoe", data="data/demo", epochs=2), "runs/mmoe")
+        >>> run.metrics["valid"]["tasks"]["ctcvr"]["auc"]
+        0.81
+    """
+    out = Path(out)
+    if out.exists() and not (out / METRICS).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no finished run; choose another directory, nothing there was touched")
+    dataset = open_dataset(config.data)
+    check_trainable(dataset)
+    keras.utils.set_random_seed(config.seed)
+    model = models.create(config.model, dataset.schema, **config.arguments)
+
+    work = out.with_name(out.name + ".partial")
+    state = _open_work(work, config, dataset)
+    if state.epoch:
+        model = keras.models.load_model(_checkpoint(work, state.epoch))
+    else:
+        model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
+    _fit(model, dataset, config, work, state, callbacks)
+
+    best = keras.models.load_model(work / MODEL)
+    write_json(work / METRICS, {"valid": evaluate(best, dataset, "valid")})
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return open_run(out)
+
+
+def check_trainable(dataset: Dataset) -> None:
+    """Refuses a dataset on which a task cannot be learned or selected.
+
+    Raises:
+        DataError: A split lacks rows, or a label has no positives in it.
+    """
+    for split in ("train", "valid"):
+        if dataset.rows(split) == 0:
+            raise DataError(f"{dataset.folder}: the split {split!r} has no rows; change the schema's split and convert again")
+        for label, positives in dataset.manifest.positives(split).items():
+            if positives == 0:
+                raise DataError(
+                    f"{dataset.folder}: the label {label!r} has no positives in the split {split!r} of "
+                    f"{dataset.rows(split)} rows; it cannot be {'learned' if split == 'train' else 'selected on'}"
+                )
+
+
+def monitored(logs: dict[str, float], monitor: str) -> float:
+    """The value that selects the best epoch: validation loss, or the mean of all tasks' validation AUCs.
+
+    An AUC that does not exist (a task without positives) is left out of the mean.
+    """
+    if monitor == "loss":
+        return logs["val_loss"]
+    aucs = [value for key, value in logs.items() if key.startswith("val_") and key.endswith("auc")]
+    known = [value for value in aucs if not math.isnan(value)]
+    return sum(known) / len(known)
+
+
+def _open_work(work: Path, config: RunConfig, dataset: Dataset) -> _State:
+    """An interrupted run of the same configuration goes on; anything else in its place is begun anew."""
+    description = {
+        "training": config.model_dump(mode="json"),
+        "dataset": {"schema": dataset.schema.digest(), "rows": {s: dataset.rows(s) for s in dataset.manifest.splits}},
+        "versions": {name: importlib.metadata.version(name) for name in ("mtlzoo", "keras", "tensorflow")},
+    }
+    if (work / _STATE).is_file() and read_json(work / CONFIG) == description:
+        return _State.model_validate(read_json(work / _STATE))
+    shutil.rmtree(work, ignore_errors=True)
+    (work / _CHECKPOINTS).mkdir(parents=True)
+    write_json(work / CONFIG, description)
+    save_schema(dataset.schema, work / SCHEMA)
+    return _State()
+
+
+def _fit(
+    model: MultiTaskModel,
+    dataset: Dataset,
+    config: RunConfig,
+    work: Path,
+    state: _State,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    valid = dataset.read("valid", batch_size=config.batch_size)
+    board = keras.callbacks.TensorBoard(work / "logs", write_graph=False, profile_batch=0)
+    while state.epoch < config.epochs and not state.patience_spent(config.patience):
+        epoch = state.epoch
+        history = model.fit(
+            dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, epoch)),
+            validation_data=valid,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=[Throughput(config.batch_size), board, *callbacks],
+            verbose=0,
+        )
+        logs = {key: float(values[-1]) for key, values in history.history.items()}
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"epoch {epoch + 1}: the training loss is {logs['loss']}; lower the learning rate "
+                f"(now {config.learning_rate}) or look for extreme numeric features with `mtlzoo data check`"
+            )
+        state = state.after(logs, config.monitor)
+        _save(model, work, state)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of an epoch's order of impressions."""
+    return seed * 100_003 + epoch
+
+
+def _checkpoint(work: Path, epoch: int) -> Path:
+    return work / _CHECKPOINTS / f"epoch-{epoch:04d}.keras"
+
+
+def _save(model: MultiTaskModel, work: Path, state: _State) -> None:
+    """Writes the epoch's model, copies it if it is the best; the state, written last, says that the epoch is done."""
+    checkpoint = _checkpoint(work, state.epoch)
+    model.save(checkpoint)
+    if state.best_epoch == state.epoch - 1:
+        copy = work / ("best." + MODEL)
+        shutil.copyfile(checkpoint, copy)
+        copy.replace(work / MODEL)
+    write_json(work / HISTORY, state.history)
+    write_json(work / _STATE, state.model_dump())
+    for older in (work / _CHECKPOINTS).glob("*.keras"):
+        if older != checkpoint:
+            older.unlink()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

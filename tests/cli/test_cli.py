@@ -1,0 +1,132 @@
+"""The command line as a user types it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtlzoo.cli.app import parse_settings, parse_value
+
+MTLZOO = Path(sys.executable).with_name("mtlzoo")
+SMALL = ["--set", "bottom_units=16", "--set", "tower_units=8,4", "--set", "embedding_dim=4"]
+
+
+def mtlzoo(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    done = subprocess.run([MTLZOO, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(*arguments: object, code: int = 1) -> str:
+    """The message of a command that must fail: no traceback, nothing on standard output."""
+    done = mtlzoo(*arguments, code=code)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """synth → convert → train, once."""
+    folder = tmp_path_factory.mktemp("cli")
+    mtlzoo("data", "synth", folder / "raw", "--rows", 30_000, "--seed", 3)
+    shown = mtlzoo(
+        "data", "convert", folder / "raw/impressions.parquet", "--schema", folder / "raw/schema.yaml", "--out", folder / "data"
+    )
+    assert "train" in shown.stdout
+    assert "columns that the schema does not name" not in shown.stderr
+    mtlzoo(
+        "train", "shared_bottom", "--data", folder / "data", "--out", folder / "run", "--epochs", 1, *SMALL,
+        "--set", "learning_rate=2e-3", "--set", "loss_weights.click=0.5",
+    )  # fmt: skip
+    return folder
+
+
+def test_synth_writes_log_schema_and_truth(work):
+    assert {path.name for path in (work / "raw").iterdir()} >= {"impressions.parquet", "schema.yaml", "truth.parquet"}
+
+
+def test_inspect_and_check(work):
+    assert "train" in mtlzoo("data", "inspect", work / "data").stdout
+    report = json.loads(mtlzoo("data", "check", work / "data", "--json").stdout)
+    assert all(finding["severity"] != "error" for finding in report["findings"])
+
+
+def test_train_keeps_the_settings(work):
+    training = json.loads((work / "run/config.json").read_text())["training"]
+    assert training["arguments"] == {"bottom_units": [16], "tower_units": [8, 4], "embedding_dim": 4}
+    assert training["learning_rate"] == 0.002
+    assert training["loss_weights"] == {"click": 0.5}
+
+
+def test_evaluate_prints_the_promised_json(work):
+    evaluation = json.loads(mtlzoo("evaluate", work / "run", "--json").stdout)
+    assert evaluation["split"] == "test"
+    assert list(evaluation["tasks"]) == ["click", "conversion", "ctcvr"]
+    keys = ["auc", "gauc", "log_loss", "normalized_entropy", "calibration", "ece", "rows", "positives"]
+    for values in evaluation["tasks"].values():
+        assert list(values) == keys
+    assert evaluation["tasks"]["click"]["rows"] == evaluation["rows"]
+    assert "ctcvr" in mtlzoo("evaluate", work / "run", "--split", "valid", "--data", work / "data").stdout
+
+
+def test_export_prints_the_version_directory(work):
+    assert mtlzoo("export", work / "run", "--out", work / "served").stdout.strip() == str(work / "served" / "1")
+    assert (work / "served" / "1" / "saved_model.pb").is_file()
+    assert "this version exists" in refused("export", work / "run", "--out", work / "served", "--version", 1)
+
+
+def test_models_lists_every_model():
+    shown = mtlzoo("models").stdout
+    assert all(name in shown for name in ("single_task", "shared_bottom", "mmoe", "num_experts"))
+
+
+def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
+    data = ["--data", work / "data", "--out", tmp_path / "run"]
+    assert "there is no model 'mmo'; did you mean 'mmoe'" in refused("train", "mmo", *data)
+    assert "no setting 'experts'; its arguments: num_experts" in refused("train", "mmoe", *data, "--set", "experts=3")
+    assert "--set takes KEY=VALUE, got 'x'" in refused("train", "mmoe", *data, "--set", "x")
+    assert "learning_rate" in refused("train", "mmoe", *data, "--set", "learning_rate=fast")
+    assert "trains only click" in refused("train", "mmoe", *data, "--set", "loss_weights.ctcvr=2")
+    assert "no such dataset directory" in refused("train", "mmoe", "--data", tmp_path / "no", "--out", tmp_path / "run")
+    assert "no such run directory" in refused("evaluate", tmp_path / "no")
+    assert "has no split 'tset'" in refused("evaluate", work / "run", "--split", "tset")
+    assert "preset='large' is unknown" in refused("data", "synth", tmp_path / "s", "--rows", 10, "--preset", "large")
+    assert "No such option" in refused("train", "mmoe", "--dat", "x", code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_where():
+    done = mtlzoo("evaluate", "/nowhere/at/all", "--debug", code=1)
+    assert "Traceback" in done.stderr
+
+
+def test_help_is_quick_to_read():
+    assert "convert" in mtlzoo("data", "--help").stdout
+    assert "KEY=VALUE" in mtlzoo("train", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4", 4), ("1e-3", 0.001), ("256,128", [256, 128]), ("[64]", [64]), ("true", True), ("esmm_product", "esmm_product")],
+)
+def test_values_are_read_as_written(text, value):
+    assert parse_value(text) == value
+
+
+def test_settings_are_parted_between_model_and_training():
+    arguments, training = parse_settings("mmoe", ["num_experts=8", "patience=3", "loss_weights.click=2"])
+    assert arguments == {"num_experts": 8}
+    assert training == {"patience": 3, "loss_weights": {"click": 2}}
+
+
+def test_the_demo_runs_the_whole_job(tmp_path):
+    shown = mtlzoo("demo", "--rows", 30_000, "--out", tmp_path).stdout
+    assert "best reachable" in shown
+    assert "saved model" in shown
+    assert (tmp_path / "saved_models/mmoe/1/saved_model.pb").is_file()
+    assert (tmp_path / "data/demo/manifest.json").is_file()

@@ -1,0 +1,184 @@
+"""Training into a run directory: selection on validation, the same seed the same result, interruption without loss."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from mtlzoo.training import RunConfig, evaluate, open_run, train
+from mtlzoo.training.train import _State, monitored
+from pipelines import DataError, convert, load_schema, open_dataset
+
+SMALL = {"bottom_units": [16], "tower_units": [8], "embedding_dim": 4}
+
+
+def config(dataset, **changes) -> RunConfig:
+    settings = {"model": "shared_bottom", "arguments": SMALL, "data": str(dataset.folder), "epochs": 3, "batch_size": 512}
+    return RunConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    return train(config(dataset), tmp_path_factory.mktemp("runs") / "run")
+
+
+class Stop(keras.callbacks.Callback):
+    """Interrupts a run in the middle of an epoch, as Ctrl-C does."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self._epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._now == self._epoch and batch == 2:
+            raise KeyboardInterrupt
+
+
+def weights_of(run) -> list[np.ndarray]:
+    return run.model().get_weights()
+
+
+def assert_same_weights(a, b) -> None:
+    for x, y in zip(weights_of(a), weights_of(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_directory_holds_everything(run, dataset):
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"config.json", "schema.yaml", "model.keras", "history.json", "metrics.json", "checkpoints", "logs"} <= names
+    assert not run.folder.with_name("run.partial").exists()
+    assert any((run.folder / "logs").rglob("events.*"))
+    saved = json.loads((run.folder / "config.json").read_text())
+    assert saved["training"]["seed"] == 1
+    assert saved["dataset"]["rows"]["train"] == dataset.rows("train")
+    assert set(saved["versions"]) == {"mtlzoo", "keras", "tensorflow"}
+    assert len(run.history) == 3
+    assert run.history[0]["impressions_per_second"] > 0
+
+
+def test_the_best_epoch_on_validation_is_kept(run, dataset):
+    best = max(monitored(epoch, "auc") for epoch in run.history)
+    tasks = evaluate(run.model(), dataset, "valid")["tasks"]
+    np.testing.assert_allclose(np.mean([task["auc"] for task in tasks.values()]), best, atol=1e-5)
+    assert run.metrics["valid"]["tasks"] == tasks
+
+
+def test_the_same_seed_gives_the_same_result(run, dataset, tmp_path):
+    again = train(config(dataset), tmp_path / "again")
+    assert_same_weights(run, again)
+    assert again.metrics == run.metrics
+    other = train(config(dataset, seed=2), tmp_path / "other")
+    assert other.metrics != run.metrics
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(run, dataset, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(dataset), out, callbacks=[Stop(epoch=1)])
+    assert not out.exists()
+    resumed = train(config(dataset), out)
+    assert_same_weights(run, resumed)
+    keys = [key for key in run.history[0] if key != "impressions_per_second"]
+    for a, b in zip(run.history, resumed.history, strict=True):
+        assert [a[key] for key in keys] == [b[key] for key in keys]
+
+
+def test_an_interruption_leaves_the_older_run_whole(dataset, tmp_path):
+    out = tmp_path / "run"
+    first = train(config(dataset, epochs=1), out)
+    before = weights_of(first)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(dataset, seed=7), out, callbacks=[Stop(epoch=0)])
+    for x, y in zip(before, weights_of(open_run(out)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert open_run(out).config.seed == 1
+
+
+def test_another_configuration_does_not_go_on_from_the_interrupted_one(dataset, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(dataset, seed=7), out, callbacks=[Stop(epoch=1)])
+    run = train(config(dataset, epochs=1), out)
+    assert len(run.history) == 1
+    assert run.config.seed == 1
+
+
+def test_stops_early_when_validation_gets_no_better():
+    state = _State()
+    for auc in (0.6, 0.7, 0.65, 0.69):
+        assert not state.patience_spent(2)
+        state = state.after({"loss": 1.0, "val_click_auc": auc}, "auc")
+    assert state.patience_spent(2)
+    assert state.best_epoch == 1
+    falling = _State()
+    for loss in (0.5, 0.4, 0.45):
+        falling = falling.after({"loss": 1.0, "val_loss": loss}, "loss")
+    assert falling.best_epoch == 1
+
+
+def test_the_test_split_is_never_opened(dataset, tmp_path):
+    copy = tmp_path / "data"
+    copy.mkdir()
+    for path in dataset.folder.iterdir():
+        if not path.name.startswith("test-"):
+            (copy / path.name).symlink_to(path)
+    for path in dataset.folder.glob("test-*"):
+        (copy / path.name).write_bytes(b"\xff" * path.stat().st_size)
+    train(config(open_dataset(copy), epochs=1), tmp_path / "run")
+
+
+def test_an_exploding_loss_is_said_plainly(dataset, tmp_path):
+    with pytest.raises(FloatingPointError, match="epoch 1: the training loss is .*lower the learning rate"):
+        train(config(dataset, learning_rate=1e30), tmp_path / "run")
+
+
+def test_a_directory_that_is_no_run_is_not_touched(dataset, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(DataError, match="is no finished run"):
+        train(config(dataset), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    with pytest.raises(DataError, match="is no finished run"):
+        open_run(tmp_path)
+    with pytest.raises(DataError, match="no such run directory"):
+        open_run(tmp_path / "nothing")
+
+
+def test_a_flipped_bit_in_a_shard_is_named(dataset, tmp_path):
+    copy = tmp_path / "data"
+    copy.mkdir()
+    for path in dataset.folder.iterdir():
+        (copy / path.name).symlink_to(path)
+    victim = copy / dataset.manifest.splits["train"][0].file
+    content = bytearray(victim.read_bytes())
+    victim.unlink()
+    content[len(content) // 2] ^= 0x10
+    victim.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=victim.name):
+        train(config(open_dataset(copy), epochs=1), tmp_path / "run")
+
+
+def test_a_label_without_positives_is_refused(raw_log, demo_schema, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(raw_log)
+    nothing = pa.array([0] * table.num_rows, table.schema.field("conversion").type)
+    table = table.set_column(table.schema.get_field_index("conversion"), "conversion", nothing)
+    pq.write_table(table, tmp_path / "log.parquet")
+    folder = convert([tmp_path / "log.parquet"], demo_schema, tmp_path / "data")
+    with pytest.raises(DataError, match="label 'conversion' has no positives in the split 'train'"):
+        train(config(open_dataset(folder)), tmp_path / "run")
+
+
+def test_evaluating_on_data_with_other_vocabularies_is_refused(run, raw_log, demo_schema, tmp_path):
+    split = demo_schema.split.model_copy(update={"salt": "another"})
+    folder = convert([raw_log], demo_schema.model_copy(update={"split": split}), tmp_path / "data")
+    assert load_schema(folder / "schema.yaml").fitted != run.dataset().schema.fitted
+    with pytest.raises(DataError, match="other features or vocabularies"):
+        evaluate(run.model(), open_dataset(folder))
