@@ -1,8 +1,8 @@
 """The one place where layers, losses and optimizers meet TensorFlow.
 
-Everything else in `mtlzoo.layers`, `mtlzoo.losses` and `mtlzoo.optimizers` is written with `keras.ops`. What stands here is
-what `keras.ops` does not offer or cannot do at a cost that is independent of the size of a table. Another backend would
-need its own version of this file and of nothing else.
+Everything else in `mtlzoo.layers`, `mtlzoo.losses` and `mtlzoo.optimizers` is written with `keras.ops`. What stands
+here is what `keras.ops` does not offer or cannot do at a cost that is independent of the size of a table. Another
+backend would need its own version of this file and of nothing else.
 
 A variable may be a Keras variable or a `tf.Variable`: Keras hands the first to layers and the second to `update_step`.
 """
@@ -18,8 +18,8 @@ import tensorflow as tf
 def gather_rows(variable: Any, ids: Any) -> Any:
     """Rows of a variable, read from the resource itself.
 
-    `keras.ops.take` first reads the whole variable; once a sparse update has touched it, each such read copies the whole
-    table. Gathering from the resource copies the wanted rows only, and its gradient is a `tf.IndexedSlices`.
+    `keras.ops.take` first reads the whole variable; once a sparse update has touched it, each such read copies the
+    whole table. Gathering from the resource copies the wanted rows only, and its gradient is a `tf.IndexedSlices`.
 
     Args:
         variable: Variable `[rows, ...]`, created with `autocast=False` where mixed precision may be on.

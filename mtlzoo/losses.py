@@ -19,6 +19,7 @@ class _FromLogits(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss per impression: `[B, 1]` and `[B, 1]` to `[B]`."""
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)  # Keras maps over lists
         if tuple(y_true.shape[1:]) != tuple(y_pred.shape[1:]):
             raise ValueError(
                 f"{self.name}: labels of shape {tuple(y_true.shape)} do not fit predictions of shape "
@@ -45,8 +46,8 @@ class BinaryCrossentropy(_FromLogits):
         reduction: Any of Keras's. Defaults to `"mean_with_sample_weight"`.
         name: Name of the loss.
 
-    Inputs: `y_true` `[B, 1]` in [0, 1]; `y_pred` float32 `[B, 1]`, probabilities, best from `mtlzoo.layers.Probability`,
-    which keeps the logits. Without logits they are recovered from probabilities clipped to `[1e-7, 1 - 1e-7]`.
+    Inputs: `y_true` `[B, 1]` in [0, 1]; `y_pred` float32 `[B, 1]`, probabilities, best from
+    `mtlzoo.layers.Probability`, which keeps the logits. Without logits they are recovered from probabilities clipped to `[1e-7, 1 - 1e-7]`.
 
     Raises:
         ValueError: `pos_weight` is not above 0, or labels and predictions differ in shape.

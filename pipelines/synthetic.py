@@ -1,8 +1,8 @@
 """A synthetic click and conversion log whose true probabilities are known.
 
-The log is written as raw Parquet, ready for conversion like anybody's own; the truth lies beside it and never among the
-features. So the best AUC that any model can reach is known for each task, and so are the true conversion rate of impressions
-that nobody clicked and the true importance of every field. The generator is our design.
+The log is written as raw Parquet, ready for conversion like anybody's own; the truth lies beside it and never among
+the features. So the best AUC that any model can reach is known for each task, and so are the true conversion rate of
+impressions that nobody clicked and the true importance of every field. The generator is our design.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
-from pipelines.schema import Categorical, Feature, HashSplit, Keys, Label, MultiCategorical, Numeric, Schema
+from pipelines.schema import HashSplit, Keys, Label, Schema
 from pipelines.schema_file import save_schema
-from pipelines.synthetic_presets import PRESETS, Field
-from pipelines.synthetic_world import CHUNK_ROWS, TASKS, Impressions, Population, World, normal_scores
+from pipelines.synthetic_columns import RawColumn, declare
+from pipelines.synthetic_presets import PRESETS
+from pipelines.synthetic_world import CHUNK_ROWS, TASKS, Impressions, Population, World
 
 KEY = "impression_id"
 LOG, TRUTH, SCHEMA, WORLD = "impressions.parquet", "truth.parquet", "schema.yaml", "world.json"
@@ -43,7 +45,8 @@ class SyntheticFunnel:
     Conversion's effect in a term is, by the term's role: correlated with click's (shared), minus click's (opposite), or
     one of the two is zero (specific). Terms draw their roles at random; fields and pairs have the same shares of roles.
 
-    The same knobs give the same rows on every machine, and the first n rows do not depend on how many follow.
+    The same knobs give the same rows on every machine (with the same NumPy), and the first n rows do not depend on how
+    many follow.
 
     Args:
         preset: `"small"`: 14 fields, among them two numbers and a list of strings. `"ali_ccp"`: 23 single-valued
@@ -88,8 +91,8 @@ class SyntheticFunnel:
     task_correlation: float = 0.8
     specific_share: float = 0.2
     opposite_share: float = 0.2
-    main_strength: float = 0.9
-    interaction_strength: float = 0.55
+    main_strength: float = 1.1
+    interaction_strength: float = 0.5
     interaction_rank: int = 2
     observe_conversions: Literal["clicked", "all"] = "clicked"
 
@@ -122,7 +125,7 @@ class SyntheticFunnel:
         """The schema of the log: features, the funnel, users as groups, a split by hash of the impression."""
         parent = "click" if self.observe_conversions == "clicked" else None
         return Schema(
-            features=tuple(_feature(field) for field in PRESETS[self.preset].fields),
+            features=tuple(declare(field) for field in PRESETS[self.preset].fields),
             labels=(Label(name="click"), Label(name="conversion", parent=parent)),
             keys=Keys(group=PRESETS[self.preset].fields[0].name),
             split=HashSplit(by="hash", key=KEY, valid=0.1, test=0.1),
@@ -160,10 +163,17 @@ class SyntheticFunnel:
             for file in (LOG, TRUTH, SCHEMA, WORLD):
                 os.replace(partial / file, out / file)
 
-    def tables(self, rows: int) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Yields the log and its truth in chunks of at most 65,536 rows, two threads at work ahead of the caller."""
+    def tables(self, rows: int) -> Generator[tuple[pa.Table, pa.Table], None, None]:
+        """Draws the rows in memory, two threads at work ahead of the caller.
+
+        Args:
+            rows: Number of impressions.
+
+        Yields:
+            A table of the log and one of its truth, in chunks of at most 65,536 rows.
+        """
         _ = self.world
-        columns = {field.name: _Column(field, self.world.population) for field in PRESETS[self.preset].fields}
+        columns = {field.name: RawColumn(field, self.world.population) for field in PRESETS[self.preset].fields}
         chunks = range(-(-rows // CHUNK_ROWS))
         with ThreadPoolExecutor(max_workers=2) as pool:
             waiting: deque[Future[tuple[pa.Table, pa.Table]]] = deque()
@@ -180,8 +190,8 @@ class SyntheticFunnel:
     def description(self) -> dict[str, Any]:
         """The knobs, and the truth about fields and pairs, as plain data.
 
-        `importance[task][field]` is the variance that the field brings into the task's logit: of its own effect plus half
-        of each pair that it is in. `fields` and `interactions` give the parts, and every term's role.
+        `importance[task][field]` is the variance that the field brings into the task's logit: of its own effect plus
+        half of each pair that it is in. `fields` and `interactions` give the parts, and every term's role.
         """
         names = list(self.world.population.fields)
         parts = list(zip(self.world.terms, self.world.variances(), strict=True))
@@ -216,23 +226,25 @@ class SyntheticFunnel:
         done = 0
         writers: list[pq.ParquetWriter] = []
         try:
-            for log, truth in self.tables(rows):
-                if not writers:
-                    features = [n for n in log.column_names if n != KEY]
-                    writers = [_writer(partial / LOG, log.schema, features), _writer(partial / TRUTH, truth.schema, [])]
-                writers[0].write_table(log)
-                writers[1].write_table(truth)
-                click, conversion = (log[name].to_numpy() for name in ("click", "conversion"))
-                counts += [click.sum(), (click & conversion).sum(), conversion.sum()]
-                done += log.num_rows
-                if progress is not None:
-                    progress(done)
+            with closing(self.tables(rows)) as tables:
+                for log, truth in tables:
+                    if not writers:
+                        features = [n for n in log.column_names if n != KEY]
+                        writers.append(_writer(partial / LOG, log.schema, features))
+                        writers.append(_writer(partial / TRUTH, truth.schema, []))
+                    writers[0].write_table(log)
+                    writers[1].write_table(truth)
+                    click, conversion = (log[name].to_numpy() for name in ("click", "conversion"))
+                    counts += [click.sum(), (click & conversion).sum(), conversion.sum()]
+                    done += log.num_rows
+                    if progress is not None:
+                        progress(done)
         finally:
             for writer in writers:
                 writer.close()
-        return tuple(counts.tolist())
+        return int(counts[0]), int(counts[1]), int(counts[2])
 
-    def _tables_of(self, chunk: int, columns: dict[str, _Column], rows: int) -> tuple[pa.Table, pa.Table]:
+    def _tables_of(self, chunk: int, columns: dict[str, RawColumn], rows: int) -> tuple[pa.Table, pa.Table]:
         drawn = self.world.impressions(chunk)
         start = chunk * CHUNK_ROWS
         keys = pa.array(np.arange(start, start + CHUNK_ROWS, dtype=np.int64))
@@ -246,38 +258,6 @@ class SyntheticFunnel:
     def _labels(self, drawn: Impressions) -> dict[str, np.ndarray]:
         seen = drawn.would_convert & drawn.click if self.observe_conversions == "clicked" else drawn.would_convert
         return {"click": drawn.click.astype(np.int8), "conversion": seen.astype(np.int8)}
-
-
-class _Column:
-    """Makes a column's raw values from ids."""
-
-    def __init__(self, field: Field, population: Population) -> None:
-        self._field = field
-        if field.kind == "numeric":
-            mean, deviation = field.scale
-            self._numbers = np.append(np.round(np.exp(mean + deviation * normal_scores(field.size)), 2), np.nan)
-        if field.kind in ("string", "multi"):
-            self._texts = pa.array(field.labels or _texts(field, population), pa.string())
-        if field.kind == "multi":
-            self._offsets, self._values = population.lists[field.name]
-
-    def array(self, ids: np.ndarray) -> pa.Array:
-        field = self._field
-        if field.kind == "int":
-            return pa.array(ids.astype(np.int32) + np.int32(field.first))
-        if field.kind == "numeric":
-            return pa.array(self._numbers[ids], mask=ids == field.size if field.missing else None)
-        if field.kind == "multi":
-            return self._lists(ids)
-        known = pa.array(ids.astype(np.int32), mask=ids == field.size if field.missing else None)
-        return pa.DictionaryArray.from_arrays(known, self._texts)
-
-    def _lists(self, owners: np.ndarray) -> pa.Array:
-        starts, lengths = self._offsets[owners], (self._offsets[1:] - self._offsets[:-1])[owners]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        values = self._values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)]
-        words = pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int32)), self._texts)
-        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), words)
 
 
 def best_auc(
@@ -351,7 +331,9 @@ def _load(source: str | Path | pa.Table, columns: list[str]) -> dict[str, np.nda
     except FileNotFoundError:
         raise DataError(f"{source}: there is no such file") from None
     except (KeyError, pa.ArrowInvalid) as error:
-        raise DataError(f"{_named(source)}: must be a Parquet file or table with {', '.join(columns)}: {error}") from None
+        raise DataError(
+            f"{_named(source)}: must be a Parquet file or table with {', '.join(columns)}: {error}"
+        ) from None
 
 
 def _named(source: str | Path | pa.Table) -> str:
@@ -371,21 +353,9 @@ def _mask(keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
 
 def _writer(path: Path, schema: pa.Schema, dictionaries: list[str]) -> pq.ParquetWriter:
     # Without Arrow's own schema in the file, dictionaries read back as plain strings, as from any other tool.
-    return pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=dictionaries or False, store_schema=False)
-
-
-def _feature(field: Field) -> Feature:
-    if field.kind == "multi":
-        return MultiCategorical(name=field.name, table=field.table, max_length=field.max_length)
-    if field.kind == "numeric":
-        missing: Literal["mean", "error"] = "mean" if field.missing else "error"
-        return Numeric(name=field.name, transform="log1p", buckets=field.buckets, missing=missing)
-    return Categorical(name=field.name, dtype="int" if field.kind == "int" else "string", table=field.table)
-
-
-def _texts(field: Field, population: Population) -> list[str]:
-    count = field.size or population.size(field.name)
-    return [f"{field.prefix or field.name}_{i:0{len(str(count - 1))}d}" for i in range(count)]
+    return pq.ParquetWriter(
+        path, schema, compression="snappy", use_dictionary=dictionaries or False, store_schema=False
+    )
 
 
 def _rates(rows: int, counts: tuple[int, int, int]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     z_click      = b_click + sum of effects of fields + sum of effects of pairs of fields
     z_conversion = the same with the effects that the terms' roles make of those of click
 
-Every effect is a table over the ids of one field or one pair, its entries multiples of 2**-16. Sums of such numbers are exact in
-float32, so the logits, and with them the log, do not depend on the machine or on the order of summation.
+Every effect is a table over the ids of one field or one pair, its entries multiples of 2**-16. Sums of such numbers are
+exact in float32, so the logits, and with them the log, do not depend on the machine or on the order of summation.
 """
 
 from __future__ import annotations
@@ -179,13 +179,13 @@ class World:
         self.population = population
         parts = [population.draw(random_stream(seed, _SAMPLE, i), CHUNK_ROWS) for i in range(_SAMPLE_CHUNKS)]
         self.sample = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        weights = {(field.name,): field.weight for field in preset.fields}
-        groups = (list(weights), list(preset.pairs))
-        self.terms: list[Term] = []
-        for names, strength in zip(groups, strengths, strict=True):
-            roles = _roles(names, specific_share, opposite_share, random_stream(seed, _TABLES, f"roles {len(names[0])}"))
-            terms = [self._make_term(key, roles[key], correlation, rank, weights.get(key, 1.0)) for key in names]
-            self.terms += self._scaled(terms, strength)
+        shares = (specific_share, opposite_share)
+        mains: dict[tuple[str, ...], float] = {(field.name,): field.weight for field in preset.fields}
+        pairs: dict[tuple[str, ...], float] = dict.fromkeys(preset.pairs, 1.0)
+        self.terms = [
+            *self._make_terms(mains, shares, correlation, strengths[0], rank),
+            *self._make_terms(pairs, shares, correlation, strengths[1], rank),
+        ]
         self.intercepts = (0.0, 0.0)
         self.intercepts = self._calibrated(rates)
 
@@ -200,9 +200,9 @@ class World:
     def logits(self, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
         """The true logits of click, and of conversion given click: float32 `[rows]` each."""
         rows = len(next(iter(ids.values())))
-        sums = tuple(np.full(rows, intercept, np.float32) for intercept in self.intercepts)
+        sums = (np.full(rows, self.intercepts[0], np.float32), np.full(rows, self.intercepts[1], np.float32))
         for term in self.terms:
-            index = self._index(term.fields, ids)
+            index = self.index(term.fields, ids)
             for total, effect in zip(sums, term.effects, strict=True):
                 if effect is not None:
                     total += np.take(effect, index)
@@ -213,19 +213,33 @@ class World:
         contributions = (self._contributions(term, self.sample) for term in self.terms)
         return [(float(np.var(click)), float(np.var(conversion))) for click, conversion in contributions]
 
-    def _contributions(self, term: Term, ids: Ids) -> tuple[np.ndarray, ...]:
-        index = self._index(term.fields, ids)
-        return tuple(np.zeros(len(index)) if e is None else np.take(e, index).astype(np.float64) for e in term.effects)
-
-    def _index(self, names: Sequence[str], ids: Ids) -> np.ndarray:
+    def index(self, names: Sequence[str], ids: Ids) -> np.ndarray:
+        """Where the rows stand in the table of a term over these fields: `[rows]`."""
         if len(names) == 1:
             return ids[names[0]]
         return ids[names[0]] * np.int64(self.population.size(names[1])) + ids[names[1]]
 
+    def _contributions(self, term: Term, ids: Ids) -> tuple[np.ndarray, ...]:
+        index = self.index(term.fields, ids)
+        return tuple(np.zeros(len(index)) if e is None else np.take(e, index).astype(np.float64) for e in term.effects)
+
+    def _make_terms(
+        self,
+        weights: dict[tuple[str, ...], float],
+        shares: tuple[float, float],
+        correlation: float,
+        strength: float,
+        rank: int,
+    ) -> list[Term]:
+        kind = f"roles {len(next(iter(weights)))}"
+        roles = _roles(list(weights), *shares, random_stream(self._seed, _TABLES, kind))
+        terms = [self._make_term(key, roles[key], correlation, rank, weight) for key, weight in weights.items()]
+        return self._scaled(terms, strength)
+
     def _make_term(self, names: tuple[str, ...], role: Role, correlation: float, rank: int, weight: float) -> Term:
         # The draws do not look at the role: changing a share changes the roles of some terms and nothing else.
         rng = random_stream(self._seed, _TABLES, "effect", *names)
-        index = self._index(names, self.sample)
+        index = self.index(names, self.sample)
         click, other = (_standardised(self._random_effect(names, rank, rng), index) for _ in range(2))
         # Few values correlate by chance; without that chance the correlation is the one that was asked for.
         other = _standardised(other - np.mean(click[index] * other[index]) * click, index)
@@ -254,7 +268,10 @@ class World:
         for task in range(len(TASKS)):
             deviation = float(np.std(sum(c[task] for c in contributions)))
             scales.append(strength / deviation if deviation > 0.0 else 0.0)
-        return [Term(t.fields, t.role, (_on_grid(t.effects[0], scales[0]), _on_grid(t.effects[1], scales[1]))) for t in terms]
+        return [
+            Term(t.fields, t.role, (_on_grid(t.effects[0], scales[0]), _on_grid(t.effects[1], scales[1])))
+            for t in terms
+        ]
 
     def _calibrated(self, rates: tuple[float, float]) -> tuple[float, float]:
         click, conversion = (z.astype(np.float64) for z in self.logits(self.sample))

@@ -28,13 +28,13 @@ class EmbeddingTable(keras.layers.Layer):
         columns: For each column of the ids the table that it indexes; several columns may share one.
         width: Width of an embedding.
         embeddings_initializer: Initializer of the variable `[sum(sizes), width]`. Defaults to a normal distribution of
-            standard deviation 0.01: small, so that an id seen rarely or never says little, yet not so small that products
-            of two embeddings vanish. Initializers that scale by fans (Glorot, He) take the stacked variable's number of
-            rows for a fan, which makes no sense of an embedding.
+            standard deviation 0.01: small, so that an id seen rarely or never says little, yet not so small that
+            products of two embeddings vanish. Initializers that scale by fans (Glorot, He) would take the rows of all
+            tables together for a fan, which says nothing about an embedding.
         **kwargs: Of `keras.layers.Layer`.
 
-    Input: int32 or int64 `[B, len(columns)]`. Output: `[B, len(columns), width]` in the compute dtype; the variable has the
-    variable dtype. From 2^31 rows on, ids are computed in int64.
+    Input: int32 or int64 `[B, len(columns)]`. Output: `[B, len(columns), width]` in the compute dtype; the
+    variable has the variable dtype. From 2^31 rows on, ids are computed in int64.
 
     Raises:
         ValueError: A size or width below 1, a column of no table, ids that are not integers or have another number of

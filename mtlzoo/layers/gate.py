@@ -33,8 +33,8 @@ class SoftmaxGate(keras.layers.Layer):
         >>> tuple(gate((np.zeros((8, 100), "float32"), np.zeros((8, 4, 128), "float32"))).shape)
         (8, 2, 128)
 
-    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts" (KDD 2018),
-    eq. 6-7. Gates have no bias there either.
+    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts" (KDD
+    2018), eq. 6-7. Gates have no bias there either.
     """
 
     def __init__(self, num_gates: int, kernel_initializer: Any = "glorot_uniform", **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ class MLP(keras.layers.Layer):
         units: Width of each layer; none makes the identity.
         activation: Activation of every layer.
         dropout: Dropout rate behind every layer, in [0, 1).
-        normalization: `None`, `"batch"` or `"layer"`. With either the normalisation's own offset takes the bias's place.
+        normalization: `None`, `"batch"` or `"layer"`. With either, its own offset takes the place of the bias.
         kernel_initializer: Initializer of the kernels.
         **kwargs: Of `keras.layers.Layer`.
 

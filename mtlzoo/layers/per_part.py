@@ -12,9 +12,9 @@ from keras import ops
 class PerPart(keras.initializers.Initializer):
     """Initializes each part of a joint kernel by itself.
 
-    Initializers such as Glorot's scale by the fans that they read off the shape. On the joint kernel of several experts or
-    gates they would read the wrong ones, so each part `[D, H]` is drawn by itself. A kernel `[D, parts * H]` holds the
-    parts side by side, a kernel `[parts, D, H]` holds them stacked.
+    Initializers such as Glorot's scale by the fans that they read off the shape. On the joint kernel of several experts
+    or gates they would read the wrong ones, so each part `[D, H]` is drawn by itself. A kernel `[D, parts * H]` holds
+    the parts side by side, a kernel `[parts, D, H]` holds them stacked.
 
     Args:
         initializer: Initializer of one part. A seed given in it becomes a seed per part (seed, seed + 1, ...), so

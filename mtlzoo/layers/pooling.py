@@ -24,8 +24,8 @@ class WeightedPooling(keras.layers.Layer):
         combiner: `"mean"`, `"sum"` or `"sqrtn"`.
         **kwargs: Of `keras.layers.Layer`.
 
-    Inputs: `(embeddings [B, L, e], weights [B, L])`; weights are at least 0, and 0 at the padding. Output: `[B, e]` in the
-    compute dtype. The weights are normalised in float32, so float16 does not overflow.
+    Inputs: `(embeddings [B, L, e], weights [B, L])`; weights are at least 0, and 0 at the padding. Output: `[B, e]` in
+    the compute dtype. The weights are normalised in float32, so float16 does not overflow.
 
     Raises:
         ValueError: Unknown combiner.

@@ -13,7 +13,7 @@ _TINY = 1e-6
 
 
 class _Float32Layer(keras.layers.Layer):
-    """A layer that computes in float32 whatever the dtype policy: half precision would round probabilities to 0 and 1."""
+    """A layer that computes in float32 whatever the policy: half precision would round probabilities to 0 and 1."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -23,8 +23,8 @@ class _Float32Layer(keras.layers.Layer):
 class Probability(_Float32Layer):
     """The probability of a logit: `p = 1 / (1 + exp(-logit))`.
 
-    Keras attaches the logits to the output of its sigmoid; `mtlzoo.losses` compute from those, so that a loss has neither a
-    ceiling nor a vanishing gradient where the probability rounds to 0 or 1.
+    Keras attaches the logits to the output of its sigmoid; `mtlzoo.losses` compute from those, so that a loss has neither
+    a ceiling nor a vanishing gradient where the probability rounds to 0 or 1.
 
     Args:
         **kwargs: Of `keras.layers.Layer`. The dtype is float32 whatever is given.
@@ -75,7 +75,9 @@ class JointLogit(_Float32Layer):
     def build(self, input_shape: Any) -> None:
         """Checks the number of logits."""
         if not isinstance(input_shape[0], list | tuple) or len(input_shape) < 2:
-            raise ValueError(f"{self.name}: give a list of two or more logits [batch, 1]; their shapes are {input_shape}")
+            raise ValueError(
+                f"{self.name}: give a list of two or more logits [batch, 1]; their shapes are {input_shape}"
+            )
 
     def call(self, inputs: Any) -> Any:
         """Folds the logits."""
@@ -97,8 +99,8 @@ class ConditionalLogit(_Float32Layer):
 
         logit(s(j) / s(q)) = j - log s(q) - log(1 - exp(-d)),   s = sigmoid
 
-    computed as `(j - min(q, 0)) + log(1 + exp(-|q|)) - log(-expm1(-d))`. A model of the joint probability is free to exceed
-    the parent's; the conditional probability is then not defined, and is given as `1 - 1e-6` (logit 13.8), with gradient 0.
+    computed as `(j - min(q, 0)) + log(1 + exp(-|q|)) - log(-expm1(-d))`. A model of the joint probability is free to
+    exceed the parent's; the ratio is then no probability, and is given as `1 - 1e-6` (logit 13.8), with gradient 0.
 
     Args:
         **kwargs: Of `keras.layers.Layer`. The dtype is float32 whatever is given.

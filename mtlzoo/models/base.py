@@ -9,7 +9,7 @@ import keras
 from mtlzoo.layers import MLP, ConditionalLogit, JointLogit, Probability
 from mtlzoo.losses import BinaryCrossentropy
 from mtlzoo.metrics import AUC
-from mtlzoo.optimizers import LazyAdam
+from mtlzoo.optimizers import LazyAdam, RowSparseLossScaleOptimizer
 from mtlzoo.tasks import LabelSpace, tasks_of
 from pipelines.schema import Schema
 
@@ -60,7 +60,7 @@ class MultiTaskModel(keras.Model):
         """`keras.Model.compile` with the right defaults for the model's tasks; any argument given wins.
 
         Args:
-            optimizer: `"auto"`: `LazyAdam(1e-3)`.
+            optimizer: `"auto"`: `LazyAdam(1e-3)`. Under `mixed_float16` any optimizer gets loss scaling.
             loss: `"auto"`: binary cross-entropy from logits for each task that the label space trains, as a mean over
                 the task's own population.
             loss_weights: Dict of floats by task; tasks that it leaves out weigh 1.
@@ -73,6 +73,10 @@ class MultiTaskModel(keras.Model):
         """
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = LazyAdam(1e-3)
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if self.dtype_policy.name == "mixed_float16" and not scaled:
+            optimizer = RowSparseLossScaleOptimizer(optimizer)
         if isinstance(loss, str) and loss == "auto":
             loss = {task.name: BinaryCrossentropy() if task.trained else None for task in self.tasks}
             loss_weights = self._full_loss_weights(loss_weights)

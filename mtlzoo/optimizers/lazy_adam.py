@@ -19,8 +19,8 @@ class LazyAdam(RowSparse, keras.optimizers.Adam):
         w = w - learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)
 
     Dense gradients are Keras's own Adam. Of a variable with a row-sparse gradient (`tf.IndexedSlices`), the rows in the
-    gradient are updated by the same formula; all others keep w, m and v as they are, whereas Adam would decay their moments
-    and let them coast. t is the global step for all rows, so a row seen first at a late step gets no bias
+    gradient are updated by the same formula; all others keep w, m and v as they are, whereas Adam would decay their
+    moments and let them coast. t is the global step for all rows, so a row seen first at a late step gets no bias
     correction: its first move is about `(1 - beta_1) / sqrt(1 - beta_2) = 3.2` times the learning rate.
 
     Args:
@@ -32,8 +32,8 @@ class LazyAdam(RowSparse, keras.optimizers.Adam):
             row-sparse gradients stands at `mtlzoo.optimizers.row_sparse.RowSparse`.
 
     Raises:
-        ValueError: `amsgrad` is given: its maximum is not defined here. In training: an option that row-sparse gradients
-            do not allow.
+        ValueError: `amsgrad` is given: it is not implemented for rows. In training: an option that row-sparse
+            gradients do not allow.
 
     Example:
         >>> model.compile(optimizer=LazyAdam(1e-3), loss="binary_crossentropy")
