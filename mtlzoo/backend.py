@@ -72,9 +72,34 @@ def sum_repeated_rows(gradient: Any) -> Any:
     return tf.IndexedSlices(sums, ids, gradient.dense_shape)
 
 
-def with_values(gradient: Any, values: Any) -> Any:
-    """The row-sparse gradient of the same rows with other values."""
-    return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+def map_summed_rows(function: Any, gradients: list[Any]) -> list[Any]:
+    """Applies a function of dense gradients where some are row-sparse.
+
+    A row-sparse gradient takes part as its summed rows followed by zeros: the dense gradient but for the number of its
+    zeros, which is the same to norms and to elementwise functions that keep 0. It keeps its length and its set of rows:
+    replicas of a distributed step must agree on lengths.
+
+    Args:
+        function: From a list of tensors to a list of tensors of the same shapes.
+        gradients: Tensors and `tf.IndexedSlices`.
+
+    Returns:
+        Gradients of the same kinds.
+    """
+    padded = [_summed_and_padded(g) if is_row_sparse(g) else g for g in gradients]
+    mapped = function([g.values if is_row_sparse(g) else g for g in padded])
+    return [
+        tf.IndexedSlices(m, g.indices, g.dense_shape) if is_row_sparse(g) else m
+        for g, m in zip(padded, mapped, strict=True)
+    ]
+
+
+def _summed_and_padded(gradient: Any) -> Any:
+    ids, places = tf.unique(gradient.indices)
+    length = tf.size(gradient.indices)
+    sums = tf.math.unsorted_segment_sum(gradient.values, places, length)
+    padding = tf.repeat(gradient.indices[:1], length - tf.size(ids))
+    return tf.IndexedSlices(sums, tf.concat([ids, padding], axis=0), gradient.dense_shape)
 
 
 def set_rows(variable: Any, ids: Any, rows: Any) -> None:

@@ -47,7 +47,8 @@ class BinaryCrossentropy(_FromLogits):
         name: Name of the loss.
 
     Inputs: `y_true` `[B, 1]` in [0, 1]; `y_pred` float32 `[B, 1]`, probabilities, best from
-    `mtlzoo.layers.Probability`, which keeps the logits. Without logits they are recovered from probabilities clipped to `[1e-7, 1 - 1e-7]`.
+    `mtlzoo.layers.Probability`, which keeps the logits. Without them they are recovered from probabilities clipped to
+    `[1e-7, 1 - 1e-7]`.
 
     Raises:
         ValueError: `pos_weight` is not above 0, or labels and predictions differ in shape.

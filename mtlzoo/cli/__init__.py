@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 INTERRUPTED = 130
-USAGE = 2
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or a request to terminate; not KeyboardInterrupt, which the command parser would answer with `Aborted!`."""
 
 
 def main() -> None:
@@ -17,41 +22,38 @@ def main() -> None:
     # TensorFlow reads these at its import: its start-up notes are no business of a user of this tool.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     sys.exit(_run(arguments, debug))
 
 
-def _run(arguments: list[str], debug: bool) -> int:
-    import click
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted
 
+
+def _run(arguments: list[str], debug: bool) -> int:
     from mtlzoo.cli.app import app
-    from mtlzoo.cli.console import print_error
+    from mtlzoo.cli.quiet import import_tensorflow_quietly
 
     try:
-        result = app(arguments, standalone_mode=False, prog_name="mtlzoo")
-    except click.exceptions.Abort:
-        return _interrupted()
-    except click.ClickException as error:
-        error.show()
-        return USAGE
-    except KeyboardInterrupt:
-        return _interrupted()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
-            raise
-        print_error(str(error))
-        return 1
+        if arguments and "--help" not in arguments:
+            import_tensorflow_quietly()
+        app(arguments, prog_name="mtlzoo")
+    except _Interrupted:
+        _print_error("interrupted; nothing older was touched, and the same command goes on where this one stopped")
+        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        print_error(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+        expected = isinstance(error, ValueError | OSError | FloatingPointError)
+        _print_error(str(error) if expected else f"unexpected {type(error).__name__}: {error} (--debug shows where)")
         return 1
-    return result if isinstance(result, int) else 0
+    return 0
 
 
-def _interrupted() -> int:
+def _print_error(message: str) -> None:
     from mtlzoo.cli.console import print_error
 
-    print_error("interrupted; nothing older was touched, and the same command goes on where this one stopped")
-    return INTERRUPTED
+    print_error(message)

@@ -127,7 +127,7 @@ def demo(
 
 def train_with_progress(config: Any, out_folder: Path) -> Any:
     """Trains with a progress bar that leaves the screen whatever happens."""
-    from mtlzoo.cli.console import TrainingProgress
+    from mtlzoo.cli.training_progress import TrainingProgress
     from mtlzoo.training import train as train_model
 
     progress = TrainingProgress(config.epochs)

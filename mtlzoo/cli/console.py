@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -73,51 +72,3 @@ def phase_progress(descriptions: dict[str, str]) -> Iterator[Callable[[str, int,
             bars.update(started[phase], completed=done, total=total)
 
         yield update
-
-
-class TrainingProgress(keras.callbacks.Callback):
-    """A bar over the steps of an epoch, and a line of results behind it.
-
-    Args:
-        epochs: Most epochs that the run may take.
-    """
-
-    def __init__(self, epochs: int) -> None:
-        super().__init__()
-        self._epochs = epochs
-        self._bars: Progress | None = None
-        self._bar: Any = None
-        self._stack: Any = None
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Starts the epoch's bar."""
-        self._stack = progress_bars()
-        self._bars = self._stack.__enter__()
-        self._bar = self._bars.add_task(f"epoch {epoch + 1} of at most {self._epochs}", total=self.params.get("steps"))
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Moves the bar."""
-        if self._bars is not None:
-            self._bars.update(self._bar, completed=batch + 1)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Ends the bar and prints loss, validation AUCs and speed."""
-        self.close()
-        logs = logs or {}
-        aucs = [
-            f"{key.removeprefix('val_').removesuffix('_auc')} {value:.4f}"
-            for key, value in logs.items()
-            if key.startswith("val_") and key.endswith("_auc")
-        ]
-        speed = logs.get("impressions_per_second", float("nan"))
-        err.print(
-            f"epoch {epoch + 1}: loss {logs['loss']:.4f}, validation loss {logs.get('val_loss', float('nan')):.4f}, "
-            f"AUC {', '.join(aucs)} ({speed:,.0f} impressions/s)",
-            highlight=False,
-        )
-
-    def close(self) -> None:
-        """Takes the bar off the screen, also when training stops in the middle of an epoch."""
-        if self._stack is not None:
-            self._stack.__exit__(None, None, None)
-            self._stack = self._bars = None

@@ -65,14 +65,16 @@ def split_table(dataset: Dataset) -> Table:
 
 
 def feature_table(dataset: Dataset) -> Table:
-    """What each feature is, and how large its table is."""
+    """What each feature is, and how many rows its embedding table has."""
     table = Table(title="features", title_justify="left")
-    for heading in ("feature", "kind", "table", "rows of the table", "details"):
-        table.add_column(heading, justify="right" if heading.startswith("rows") else "left")
+    table.add_column("feature", overflow="fold", min_width=24)
+    table.add_column("kind")
+    table.add_column("embeddings", justify="right")
+    table.add_column("details")
     for feature in dataset.schema.features:
         has_table = isinstance(feature, Categorical) or feature.buckets is not None
         size = f"{dataset.schema.table_size(feature):,}" if has_table else "-"
-        table.add_row(feature.name, _kind(feature), feature.table_name if has_table else "-", size, _details(feature))
+        table.add_row(feature.name, _kind(feature), size, _details(feature))
     return table
 
 
@@ -95,15 +97,18 @@ def _kind(feature: Feature) -> str:
 
 
 def _details(feature: Feature) -> str:
+    if isinstance(feature, Numeric):
+        parts = [f"{feature.buckets} buckets"] if feature.buckets else []
+        parts += [feature.transform] if feature.transform != "none" else []
+        parts += ["standardized"] if feature.has_value and feature.standardize else []
+        parts += [f"missing: {feature.missing}"] if feature.missing != "error" else []
+        return ", ".join(parts)
+    parts = [f"table {feature.table}"] if feature.table else []
+    parts += [f"{feature.hash_buckets:,} hash buckets"] if feature.hash_buckets else []
     if isinstance(feature, MultiCategorical):
-        weighted = f", weighted by {feature.weights}" if feature.weights else ""
-        return f"{feature.combiner} of at most {feature.max_length} ({feature.keep}){weighted}"
-    if isinstance(feature, Categorical):
-        return f"{feature.hash_buckets:,} hash buckets" if feature.hash_buckets else ""
-    parts = [f"{feature.buckets} buckets"] if feature.buckets else []
-    parts += [feature.transform] if feature.transform != "none" else []
-    parts += ["standardized"] if feature.has_value and feature.standardize else []
-    return ", ".join([*parts, f"missing: {feature.missing}"])
+        parts += [f"{feature.combiner} of the {feature.keep} {feature.max_length}"]
+        parts += [f"weighted by {feature.weights}"] if feature.weights else []
+    return ", ".join(parts)
 
 
 def _share(count: int, rows: int) -> str:

@@ -69,7 +69,7 @@ class EmbeddingTable(keras.layers.Layer):
         if self.width < 1:
             raise ValueError(f"width must be at least 1, is {width!r}")
         if embeddings_initializer is None:
-            embeddings_initializer = keras.initializers.RandomNormal(stddev=0.01)
+            embeddings_initializer = keras.initializers.RandomNormal(stddev=0.1)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         offsets = np.cumsum((0, *self.sizes[:-1]), dtype=np.int64)
         self._column_sizes = np.array(self.sizes, dtype=np.int64)[list(self.columns)]

@@ -23,8 +23,8 @@ class _Float32Layer(keras.layers.Layer):
 class Probability(_Float32Layer):
     """The probability of a logit: `p = 1 / (1 + exp(-logit))`.
 
-    Keras attaches the logits to the output of its sigmoid; `mtlzoo.losses` compute from those, so that a loss has neither
-    a ceiling nor a vanishing gradient where the probability rounds to 0 or 1.
+    Keras attaches the logits to the output of its sigmoid; `mtlzoo.losses` compute from those, so that a loss has
+    neither a ceiling nor a vanishing gradient where the probability rounds to 0 or 1.
 
     Args:
         **kwargs: Of `keras.layers.Layer`. The dtype is float32 whatever is given.
@@ -108,9 +108,9 @@ class ConditionalLogit(_Float32Layer):
     Inputs: `(joint_logit [B, 1], parent_logit [B, 1])`. Output: float32 `[B, 1]`.
 
     Example:
-        >>> joint, parent = np.array([[-math.log(3.0)]]), np.array([[0.0]])  # 1/4 given 1/2
+        >>> joint, parent = np.array([[-math.log(9.0)]]), np.array([[0.0]])  # 1/10 given 1/2: 1/5
         >>> round(float(ConditionalLogit()((joint, parent))[0, 0]), 4)
-        0.0
+        -1.3863
 
     Source: our derivation.
     """

@@ -98,6 +98,11 @@ class MultiTaskModel(keras.Model):
             )
         return {name: float(given.get(name, 1.0)) for name in trained}
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as the saved one was; Keras leaves that to classes with a `compile` of their own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def get_config(self) -> dict[str, Any]:
         """Everything that builds the model anew, weights aside."""
         return {

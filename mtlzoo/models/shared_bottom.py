@@ -44,7 +44,7 @@ class SharedBottom(MultiTaskModel):
         tower_units: tuple[int, ...] = (128, 64),
         embedding_dim: int = 16,
         dropout: float = 0.0,
-        label_space: LabelSpace = "cvr_clicked",
+        label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
         name: str = "shared_bottom",
     ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from mtlzoo import backend
 
 
-class RowSparse:
-    """Mixin before a Keras optimizer: a row-sparse gradient moves the rows that it names, and no others.
+class RowSparse(keras.optimizers.Optimizer):
+    """Stands before a Keras optimizer among the bases: a row-sparse gradient moves the rows that it names, no others.
 
     Keras's optimizers make a dense update of the whole variable out of such a gradient. Here:
 
@@ -22,17 +23,16 @@ class RowSparse:
       and cannot divide a row-sparse gradient.
     - `use_ema` works, but Keras averages whole tables: each step then costs a pass over them.
 
-    A subclass gives `_update_rows`.
+    A subclass gives `_update_rows`; dense gradients go to the `update_step` of the Keras optimizer behind.
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves one variable; called by Keras."""
-        sparse = backend.is_row_sparse(gradient)
-        decays = self.weight_decay is not None and self._use_weight_decay(variable)  # type: ignore[attr-defined]
-        if not sparse:
+        decays = self.weight_decay is not None and self._use_weight_decay(variable)
+        if not backend.is_row_sparse(gradient):
             if decays:
-                self.assign_sub(variable, variable * self._decay(variable, learning_rate))  # type: ignore[attr-defined]
-            super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+                self.assign_sub(variable, variable * self._decay(variable, learning_rate))
+            super().update_step(gradient, variable, learning_rate)
             return
         gradient = backend.sum_repeated_rows(gradient)
         ids, rows = gradient.indices, ops.cast(gradient.values, variable.dtype)
@@ -46,20 +46,15 @@ class RowSparse:
         raise NotImplementedError
 
     def _decay(self, variable: Any, learning_rate: Any) -> Any:
-        return ops.cast(self.weight_decay, variable.dtype) * ops.cast(learning_rate, variable.dtype)  # type: ignore[attr-defined]
+        return ops.cast(self.weight_decay, variable.dtype) * ops.cast(learning_rate, variable.dtype)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: `update_step` decays, since it knows which rows there are."""
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        if self.clipnorm is None and self.global_clipnorm is None and self.clipvalue is None:  # type: ignore[attr-defined]
+        if self.clipnorm is None and self.global_clipnorm is None and self.clipvalue is None:
             return grads
-        grads = [backend.sum_repeated_rows(g) if backend.is_row_sparse(g) else g for g in grads]
-        # The summed rows are the dense gradient without its zeros: to norms and values it is the same.
-        clipped = super()._clip_gradients([g.values if backend.is_row_sparse(g) else g for g in grads])  # type: ignore[misc]
-        return [
-            backend.with_values(g, c) if backend.is_row_sparse(g) else c for g, c in zip(grads, clipped, strict=True)
-        ]
+        return backend.map_summed_rows(super()._clip_gradients, grads)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Applies gradients; called by Keras.
@@ -73,10 +68,10 @@ class RowSparse:
                 value = getattr(self, option)
                 if value:
                     raise ValueError(
-                        f"{self.name}: {option}={value} does not work with the row-sparse gradients "  # type: ignore[attr-defined]
+                        f"{self.name}: {option}={value} does not work with the row-sparse gradients "
                         f"of an embedding table; {_INSTEAD[option]}"
                     )
-        super().apply(grads, trainable_variables)  # type: ignore[misc]
+        super().apply(grads, trainable_variables)
 
 
 _INSTEAD = {
