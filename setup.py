@@ -12,6 +12,7 @@ DEPENDENCIES = [
     "tensorflow>=2.21,<2.22",  # the backend: training, tf.data, SavedModel
     "keras>=3.15,<3.16",  # layers, models and `fit`; Keras 3 on the TensorFlow backend
     "keras-tuner>=1.4.8,<1.5",  # hyper-parameter search
+    "tensorflow-serving-api>=2.21,<2.22",  # protocol of TF Serving: warmup records of an export
     "tensorboard>=2.20,<2.22",  # training logs; KerasTuner imports it without declaring it
     "tensorflow-recommenders>=0.7.7,<0.8",  # compared with; runs in its own process, see docs/design.md
     "tensorflow-datasets>=4.9.10,<4.10",  # datasets in `rows` layout open as TFDS datasets

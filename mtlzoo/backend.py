@@ -15,6 +15,9 @@ import keras
 import tensorflow as tf
 
 
+DataLossError = tf.errors.DataLossError
+
+
 def gather_rows(variable: Any, ids: Any) -> Any:
     """Rows of a variable, read from the resource itself.
 

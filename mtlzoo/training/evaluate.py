@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from mtlzoo.metrics import TaskEvaluation
+from mtlzoo.training.run import damaged_shards_named
 from pipelines import DataError, Dataset
 
 EVALUATION_BATCH = 16_384
@@ -50,13 +51,14 @@ def evaluate(
     grouped = dataset.schema.keys.group is not None
     evaluations = {target.name: TaskEvaluation(grouped=grouped) for target in dataset.schema.targets}
     rows, total = 0, dataset.rows(split)
-    for features, labels, weights, *groups in dataset.read(split, batch_size, groups=grouped):
-        predictions = model.predict_on_batch(features)
-        for task, evaluation in evaluations.items():
-            evaluation.update(labels[task], predictions[task], weights[task], groups[0] if groups else None)
-        rows += len(next(iter(predictions.values())))
-        if progress is not None:
-            progress(rows, total)
+    with damaged_shards_named(dataset, split):
+        for features, labels, weights, *groups in dataset.read(split, batch_size, groups=grouped):
+            predictions = model.predict_on_batch(features)
+            for task, evaluation in evaluations.items():
+                evaluation.update(labels[task], predictions[task], weights[task], groups[0] if groups else None)
+            rows += len(next(iter(predictions.values())))
+            if progress is not None:
+                progress(rows, total)
     return {
         "split": split,
         "rows": rows,

@@ -22,7 +22,19 @@ from mtlzoo.callbacks import Throughput
 from mtlzoo.models import MultiTaskModel
 from mtlzoo.optimizers import LazyAdam
 from mtlzoo.training.evaluate import evaluate
-from mtlzoo.training.run import CONFIG, HISTORY, METRICS, MODEL, SCHEMA, Run, RunConfig, open_run, read_json, write_json
+from mtlzoo.training.run import (
+    CONFIG,
+    HISTORY,
+    METRICS,
+    MODEL,
+    SCHEMA,
+    Run,
+    RunConfig,
+    damaged_shards_named,
+    open_run,
+    read_json,
+    write_json,
+)
 from pipelines import DataError, Dataset, open_dataset, save_schema
 
 _STATE = "state.json"
@@ -88,7 +100,8 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
         model = keras.models.load_model(_checkpoint(work, state.epoch))
     else:
         model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
-    _fit(model, dataset, config, work, state, callbacks)
+    with damaged_shards_named(dataset, "train", "valid"):
+        _fit(model, dataset, config, work, state, callbacks)
 
     best = keras.models.load_model(work / MODEL)
     write_json(work / METRICS, {"valid": evaluate(best, dataset, "valid")})
@@ -164,6 +177,7 @@ def _fit(
             initial_epoch=epoch,
             epochs=epoch + 1,
             callbacks=[Throughput(config.batch_size), board, *callbacks],
+            shuffle=False,  # the dataset shuffles; Keras would warn that it does not
             verbose=0,
         )
         logs = {key: float(values[-1]) for key, values in history.history.items()}

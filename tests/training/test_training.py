@@ -167,7 +167,7 @@ def test_a_label_without_positives_is_refused(raw_log, demo_schema, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(raw_log)
+    table = raw_log.table
     nothing = pa.array([0] * table.num_rows, table.schema.field("conversion").type)
     table = table.set_column(table.schema.get_field_index("conversion"), "conversion", nothing)
     pq.write_table(table, tmp_path / "log.parquet")
@@ -178,7 +178,7 @@ def test_a_label_without_positives_is_refused(raw_log, demo_schema, tmp_path):
 
 def test_evaluating_on_data_with_other_vocabularies_is_refused(run, raw_log, demo_schema, tmp_path):
     split = demo_schema.split.model_copy(update={"salt": "another"})
-    folder = convert([raw_log], demo_schema.model_copy(update={"split": split}), tmp_path / "data")
+    folder = convert([raw_log.parquet], demo_schema.model_copy(update={"split": split}), tmp_path / "data")
     assert load_schema(folder / "schema.yaml").fitted != run.dataset().schema.fitted
     with pytest.raises(DataError, match="other features or vocabularies"):
         evaluate(run.model(), open_dataset(folder))
