@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py NAME --data DIR --models mmoe shared_bottom --seeds 3 [--set key=value ...]
                                   [--epochs N] [--batch-size N] [--truth RAW_DIR]
 
-Every run is a training run as `mtlzoo train` makes it (selection on validation), then one evaluation on the test split. With
---truth (the directory of a synthetic log) the best reachable AUC and the share of the way from 0.5 to it are shown. Results
-are kept in `benchmarks/results/NAME.json`; what is there already is not run again.
+Every run is a training run as `mtlzoo train` makes it (selection on validation), then one evaluation on the test split.
+With --truth (the directory of a synthetic log) the best reachable AUC and the share of the way from 0.5 to it are shown.
+Results are kept in `benchmarks/results/NAME.json`; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -39,14 +39,8 @@ def run_once(config: RunConfig) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, Path(folder) / "run")
         evaluation = evaluate(run.model(), run.dataset(), "test")
-        best = max(range(len(run.history)), key=lambda epoch: _mean_auc(run.history[epoch]))
         speed = run.history[-1]["impressions_per_second"]
-    return {"tasks": evaluation["tasks"], "best_epoch": best + 1, "impressions_per_second": speed}
-
-
-def _mean_auc(logs: dict) -> float:
-    aucs = [value for name, value in logs.items() if name.startswith("val_") and name.endswith("_auc") and value is not None]
-    return statistics.mean(aucs)
+    return {"tasks": evaluation["tasks"], "best_epoch": run.metrics["best_epoch"], "impressions_per_second": speed}
 
 
 def best_reachable(raw: Path) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     python benchmarks/embedding_rows.py [--rows 100000 2000000 20000000] [--steps 30]
 
-MMoE (4 experts 256-128, towers 64, 23 fields, width 16, batch 4096) with LazyAdam, fed from memory, metrics on. The sizes take
-turns in rounds, and the ratio of each round is what counts: machines drift, pairs do not.
+MMoE (4 experts 256-128, towers 64, 23 fields, width 16, batch 4096) with LazyAdam, fed from memory, metrics on. The
+sizes take turns in rounds, and the ratio of each round is what counts: machines drift, pairs do not.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def main() -> None:
             step, peak = map(float, done.stdout.split("RESULT")[1].split())
             times[rows].append(step)
             peaks[rows] = peak
-            console.print(f"round {turn + 1}: {rows:,} rows, {step:.0f} ms/step ({time.perf_counter() - start:.0f} s so far)")
+            console.print(
+                f"round {turn + 1}: {rows:,} rows, {step:.0f} ms/step ({time.perf_counter() - start:.0f} s so far)"
+            )
     smallest = arguments.rows[0]
     table = Table(title=f"training step of MMoE, batch {BATCH}, medians of {arguments.rounds} rounds")
     for heading in ("embedding rows", "ms/step", "impressions/s", f"ratio to {smallest:,} (min-max)", "peak GiB"):

@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-
 DataLossError = tf.errors.DataLossError
 
 

@@ -1,16 +1,17 @@
 """Tasks: what a model predicts, on which impressions each is measured, and which of them it is trained on.
 
-A click/conversion funnel has three tasks: click (all impressions), conversion (clicked impressions) and ctcvr, click and
-conversion both (all impressions). A model predicts all three and is evaluated on all three; the label space says which
-two it is trained on:
+A click/conversion funnel has three tasks: click (all impressions), conversion (clicked impressions) and ctcvr, click
+and conversion both (all impressions). A model predicts all three and is evaluated on all three; the label space says
+which two it is trained on:
 
     label space     trained on                              the conversion head's logit is of
     cvr_clicked     click; conversion on clicked rows       P(conversion | click)
     esmm_product    click; ctcvr as pCTR x pCVR             P(conversion | click)         (ESMM, SIGIR 2018, eq. 2-3)
     ctcvr           click; ctcvr as a head of its own       P(click and conversion)
 
-`cvr_clicked` learns conversion from clicked impressions only and is then asked about all of them (sample selection bias);
-the other two are trained on the whole exposure space.
+`cvr_clicked` learns conversion from clicked impressions only and is then asked about all of them (sample selection
+bias); the other two are trained on the whole exposure space. Its losses are means over each task's population, so a
+conversion among few clicked impressions weighs far more than in `esmm_product`, and overfits sooner.
 """
 
 from __future__ import annotations

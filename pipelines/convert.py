@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipelines.encode import Encoder
 from pipelines.errors import DataError
@@ -79,16 +79,18 @@ def convert(
     out = Path(out)
     paths = [Path(file) for file in files]
     _check_arguments(paths, out, layout, shards)
-    schema = schema.model_copy(update={"fitted": None})
+    fittable = schema.model_copy(update={"fitted": None})
     work = out.with_name(out.name + ".partial")
     with _locked(work, out):
-        state = _state_of(work, _fingerprint(paths, schema, layout, shards))
+        state = _state_of(work, _fingerprint(paths, fittable, layout, shards))
         report = progress or (lambda phase, done, total: None)
         if not state.rows:
-            state = _fit(paths, schema, work, state, report)
+            state = _fit(paths, fittable, work, state, report)
         schema = load_schema(work / SCHEMA)
         vocabularies = load_vocabularies(_fitted_tables(schema), work / VOCABULARIES)
         state = _write(paths, schema, vocabularies, work, layout, shards, state, report)
+        if _fingerprint(paths, fittable, layout, shards) != state.inputs:
+            raise DataError(f"{out}: a raw file changed while it was being converted; convert again")
         _finish(work, out, schema, vocabularies, layout, state, paths)
     return out
 
@@ -111,12 +113,30 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The conversion that held the lock before may have removed this very file on its way out.
+            held = lock_path.exists() and os.path.samestat(os.fstat(lock.fileno()), lock_path.stat())
         except OSError:
-            raise DataError(f"{out}: another conversion is writing this dataset; wait for it or stop it") from None
+            held = False
+        if not held:
+            raise DataError(f"{out}: another conversion is writing this dataset; wait for it or stop it")
         try:
+            _put_back(out)
             yield
         finally:
+            if not (work / _PROGRESS).exists():
+                shutil.rmtree(work, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
+
+
+def _put_back(out: Path) -> None:
+    """Mends what a conversion killed between the two renames of `_swap` has left."""
+    old = _old(out)
+    if old.exists() and not out.exists():
+        old.rename(out)
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(out.name + ".old")
 
 
 def _fingerprint(paths: list[Path], schema: Schema, layout: str, shards: int) -> str:
@@ -130,10 +150,10 @@ def _fingerprint(paths: list[Path], schema: Schema, layout: str, shards: int) ->
 
 
 def _state_of(work: Path, inputs: str) -> _State:
-    path = work / _PROGRESS
-    if path.is_file():
-        state = _State.model_validate_json(path.read_text(encoding="utf-8"))
-        if state.inputs == inputs:
+    with contextlib.suppress(OSError, ValidationError):
+        state = _State.model_validate_json((work / _PROGRESS).read_text(encoding="utf-8"))
+        shards = [shard for closed in state.closed.values() for shard in closed]
+        if state.inputs == inputs and all((work / shard.file).stat().st_size == shard.bytes for shard in shards):
             return state
     shutil.rmtree(work)
     work.mkdir()
@@ -210,7 +230,8 @@ def _write(
                 rows = batch.filter(pa.array(splits == index))
                 skipped = min(to_skip[index], rows.num_rows)
                 to_skip[index] -= skipped
-                waiting[index].append(rows.slice(skipped))
+                if skipped < rows.num_rows:
+                    waiting[index].append(rows.slice(skipped))
                 _drain(waiting[index], encoder, writers[index], last=False)
             done += raw.batch.num_rows
             report("write", done, total)
@@ -266,13 +287,14 @@ def _finish(
     temporary = work / (MANIFEST + ".new")
     temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1), encoding="utf-8")
     os.replace(temporary, work / MANIFEST)
-    (work / _PROGRESS).unlink(missing_ok=True)
     _swap(work, out)
+    # Only now: killed before, the same call again must not begin anew.
+    (out / _PROGRESS).unlink(missing_ok=True)
 
 
 def _swap(work: Path, out: Path) -> None:
     """Puts the finished directory in the place of the old one; two renames, the old one deleted last."""
-    old = out.with_name(out.name + ".old")
+    old = _old(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)

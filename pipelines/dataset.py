@@ -26,7 +26,7 @@ def open_dataset(folder: str | Path) -> Dataset:
         The dataset; nothing but its schema and manifest is read yet.
 
     Raises:
-        DataError: It is no complete dataset, or its files do not fit its manifest (missing, unknown or truncated shard).
+        DataError: It is no complete dataset, or a shard is missing, truncated or not known to its manifest.
 
     Example:
         >>> dataset = open_dataset("data/demo")
@@ -82,8 +82,9 @@ class Dataset:
         Args:
             split: `"train"`, `"valid"` or `"test"`.
             batch_size: Impressions per batch; the last batch is shorter unless `drop_remainder`.
-            shuffle: Mix shards, then blocks (up to 256 MiB of them, at most 2 million impressions), then impressions in a
-                window of 32 blocks. In another order every epoch. Without it the rows come in the order of the log.
+            shuffle: Mix shards, then blocks (up to 256 MiB of them, at most 2 million impressions), then the
+                impressions of each window of 256 blocks (up to 64 MiB). In another order every epoch. Without it the
+                rows come in the order of the log.
             seed: Makes the order of every epoch the same in every run.
             drop_remainder: Leave out a last batch that is not full.
             repeat: Go on for ever.
@@ -94,12 +95,12 @@ class Dataset:
 
         Returns:
             A `tf.data.Dataset`. Features: `categorical` int32 `[batch, n]`, `numeric` float32 `[batch, m]`, and per
-            multi-valued feature its ids int32 `[batch, length]` and `<name>_weights` float32 `[batch, length]`, 0 at the
-            padding. Labels and sample weights: dicts by target name, float32 `[batch, 1]`; the weight is 0 outside the
-            target's population.
+            multi-valued feature its ids int32 `[batch, length]` and `<name>_weights` float32 `[batch, length]`, 0 at
+            the padding. Labels and sample weights: dicts by target name, float32 `[batch, 1]`; the weight is 0 outside
+            the target's population.
 
         Raises:
-            DataError: Unknown or empty split, or an argument out of range.
+            DataError: Unknown or empty split, an argument out of range, or `groups` without a group key.
 
         Example:
             >>> for features, labels, weights in dataset.read("train", batch_size=4096, shuffle=True, seed=1):
@@ -107,25 +108,43 @@ class Dataset:
         """
         options = ReadOptions(batch_size, shuffle, seed, drop_remainder, repeat, cache, worker, groups)
         _check(options)
-        if self.rows(split) == 0:
+        rows = self.rows(split)
+        if rows == 0:
             raise DataError(f"{self.folder}: the split {split!r} has no rows")
+        if drop_remainder and rows < batch_size:
+            raise DataError(
+                f"{self.folder}: the split {split!r} has {rows} rows, fewer than one batch of {batch_size}, and "
+                f"drop_remainder leaves none; use a smaller batch"
+            )
+        if groups and self.schema.keys.group is None:
+            raise DataError(
+                f"{self.folder}: its schema names no group key; set `keys: {{group: <column>}}` and convert again"
+            )
         return read_split(self.folder, self.schema, self.manifest, split, options)
 
     def verify(self, splits: tuple[str, ...] | None = None) -> None:
         """Reads every shard and compares its checksum with the manifest's.
 
+        TensorFlow says of a damaged shard no more than "corrupted record at 1028": this names it.
+
         Args:
             splits: Which splits; `None`: all.
 
         Raises:
-            DataError: A shard's content is not what was written; the message names it.
+            DataError: A shard is missing or its content is not what was written; the message names it.
         """
         for split in splits or tuple(self.manifest.splits):
             for shard in self.manifest.splits[self._known(split)]:
                 path = self.folder / shard.file
-                if file_sha256(path) != shard.sha256:
+                try:
+                    whole = file_sha256(path) == shard.sha256
+                except OSError as error:
                     raise DataError(
-                        f"{path}: its content differs from what was written (checksum); restore it or convert the log again"
+                        f"{path}: not readable ({error.strerror}); restore it or convert the log again"
+                    ) from None
+                if not whole:
+                    raise DataError(
+                        f"{path}: its content differs from what was written (checksum); restore it or convert again"
                     )
 
     def _known(self, split: str) -> str:

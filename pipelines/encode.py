@@ -8,12 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import DataError
 from pipelines.hashing import GROUP_SPACE, as_strings, hash_strings
 from pipelines.records import GROUP_KEY, WEIGHT_KEY, Encoded, bucket_key, missing_key, weight_key
 from pipelines.schema import FIRST_ID, MISSING, OUT_OF_VOCABULARY, Categorical, MultiCategorical, Numeric, Schema
 from pipelines.validate import label_values
-from pipelines.vocabulary import Vocabulary, parted, raw_numbers, transform_numbers, usable_missing_values
+from pipelines.vocabulary import (
+    Vocabulary,
+    list_weights,
+    parted,
+    raw_numbers,
+    single_values,
+    transform_numbers,
+    usable_missing_values,
+)
+
+_NO_GROUP = np.iinfo(np.int64).min
 
 
 class IdLookup:
@@ -93,7 +102,7 @@ class Encoder:
             elif isinstance(feature, MultiCategorical):
                 encoded |= self._multi(feature, column, batch)
             else:
-                encoded[feature.name] = self._lookups[feature.name](column)
+                encoded[feature.name] = self._lookups[feature.name](single_values(feature, column))
         for label in self._schema.labels:
             encoded[label.name] = label_values(label, batch.column(label.source))
         return encoded | self._keys(batch)
@@ -125,7 +134,8 @@ class Encoder:
             f"{feature.name}#length": kept_lengths,
         }
         if feature.weights is not None:
-            encoded[weight_key(feature.name)] = _list_weights(feature, batch.column(feature.weights), lengths)[kept]
+            weights = list_weights(feature, batch.column(feature.weights)).flatten()
+            encoded[weight_key(feature.name)] = weights.to_numpy(zero_copy_only=False).astype(np.float32)[kept]
         return encoded
 
     def _keys(self, batch: pa.RecordBatch) -> Encoded:
@@ -133,8 +143,10 @@ class Encoder:
         encoded: Encoded = {}
         if keys.group is not None:
             column = batch.column(keys.group)
-            whole = pa.types.is_integer(column.type) and column.null_count == 0
-            encoded[GROUP_KEY] = column.to_numpy() if whole else hash_strings(as_strings(column), GROUP_SPACE)
+            if pa.types.is_integer(column.type):
+                encoded[GROUP_KEY] = column.fill_null(_NO_GROUP).to_numpy()
+            else:
+                encoded[GROUP_KEY] = hash_strings(as_strings(column), GROUP_SPACE)
         if keys.weight is not None:
             encoded[WEIGHT_KEY] = batch.column(keys.weight).to_numpy(zero_copy_only=False).astype(np.float32)
         return encoded
@@ -147,19 +159,3 @@ def _cut(lengths: np.ndarray, max_length: int, keep: str) -> tuple[np.ndarray, n
     if keep == "first":
         return position < max_length, kept_lengths
     return position >= np.repeat(lengths - kept_lengths, lengths), kept_lengths
-
-
-def _list_weights(feature: MultiCategorical, column: pa.Array, lengths: np.ndarray) -> np.ndarray:
-    if pa.types.is_string(column.type):
-        text = feature.model_copy(update={"dtype": "string"})
-        column = parted(text, column).cast(pa.list_(pa.float64()))
-    else:
-        column = pc.if_else(column.is_valid(), column, pa.scalar([], type=column.type))
-    found = column.value_lengths().to_numpy(zero_copy_only=False)
-    if not np.array_equal(found, lengths):
-        row = int(np.argmax(found != lengths))
-        raise DataError(
-            f"feature {feature.name!r}: a row has {lengths[row]} values in {feature.source!r} but {found[row]} weights "
-            f"in {feature.weights!r}; each value needs its weight"
-        )
-    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 
 
@@ -64,14 +64,16 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(f"{folder}: there is no such dataset directory")
     if not path.is_file():
         raise DataError(
-            f"{folder}: holds no {MANIFEST}, so it is no dataset or its conversion did not finish; run the conversion again"
+            f"{folder}: holds no {MANIFEST}, so it is no dataset or its conversion did not finish; run it again"
         )
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         fault = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error), "loc": ()}
         field = ".".join(str(part) for part in fault["loc"])
-        raise DataError(f"{path}: damaged or of another version: {field} {fault['msg']}; convert the log again") from None
+        raise DataError(
+            f"{path}: damaged or of another version: {field} {fault['msg']}; convert the log again"
+        ) from None
     _check_files(folder, manifest)
     return manifest
 
@@ -81,7 +83,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for file, shard in known.items():
         path = folder / file
         if not path.is_file():
-            raise DataError(f"{path}: the manifest lists this shard, but it is missing; restore it or convert the log again")
+            raise DataError(
+                f"{path}: the manifest lists this shard, but it is missing; restore it or convert the log again"
+            )
         size = path.stat().st_size
         if size != shard.bytes:
             raise DataError(

@@ -1,18 +1,20 @@
 """Raw logs (CSV plain, .gz, .zst; Parquet) as Arrow record batches, in bounded memory.
 
-Only the columns that the schema names are read, each in the one type that the schema asks for. Every batch knows its file
-and the number of its first row, so that whoever finds a fault in it can say where it is.
+Only the columns that the schema names are read, each in the one type that the schema asks for. Every batch knows its
+file and the number of its first row, so that whoever finds a fault in it can say where it is.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -21,6 +23,7 @@ from pipelines.schema import Categorical, FileSplit, HashSplit, MultiCategorical
 
 BATCH_ROWS = 65_536
 _CSV_BLOCK_BYTES = 16 << 20
+_PARQUET_BUFFER_BYTES = 1 << 20
 _CSV_ENDINGS = (".csv", ".csv.gz", ".csv.zst")
 _PARQUET_ENDINGS = (".parquet", ".pq")
 _TEXT = pa.string()
@@ -136,7 +139,12 @@ def _need_split_columns(schema: Schema, uses: dict[str, ColumnUse]) -> None:
     split = schema.split
     if isinstance(split, TimeSplit):
         number = isinstance(split.valid_from, int | float)
-        uses.setdefault(split.column, ColumnUse(pa.float64() if number else pa.timestamp("us"), "split.column"))
+        known = uses.setdefault(split.column, ColumnUse(pa.float64() if number else pa.timestamp("us"), "split.column"))
+        if not number and known.type in (pa.int64(), pa.float64()):
+            raise DataError(
+                f"schema: split: column {split.column!r} is read as {known.type} by {known.user}; valid_from and "
+                f"test_from must be numbers like it, are {split.valid_from!r} and {split.test_from!r}"
+            )
     elif isinstance(split, HashSplit | FileSplit) and split.key != "row":
         uses.setdefault(split.key, ColumnUse(_TEXT, "split.key"))
 
@@ -167,7 +175,8 @@ def _is_parquet(file: Path) -> bool:
 
 def _open_parquet(file: Path) -> pa.parquet.ParquetFile:
     try:
-        return pa.parquet.ParquetFile(file)
+        # Buffered: without it a row group's whole column is read at once, and memory grows with the row groups.
+        return pa.parquet.ParquetFile(file, buffer_size=_PARQUET_BUFFER_BYTES)
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such raw file") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -183,7 +192,7 @@ def _parquet_batches(file: Path, uses: dict[str, ColumnUse], batch_rows: int) ->
             raise DataError(f"{file}: the Parquet data is damaged: {error}") from None
 
 
-def _open_csv(file: Path, convert: pa.csv.ConvertOptions) -> pa.csv.CSVStreamingReader:
+def _open_csv(file: Path, convert: pa.csv.ConvertOptions, names: list[str] | None = None) -> pa.csv.CSVStreamingReader:
     options = pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
     try:
         return pa.csv.open_csv(
@@ -192,7 +201,7 @@ def _open_csv(file: Path, convert: pa.csv.ConvertOptions) -> pa.csv.CSVStreaming
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such raw file") from None
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise DataError(f"{file}: {_in_words(str(error), None)}") from None
+        raise _csv_fault(file, error, names) from None
 
 
 def _csv_batches(file: Path, uses: dict[str, ColumnUse]) -> Iterator[pa.RecordBatch]:
@@ -203,24 +212,29 @@ def _csv_batches(file: Path, uses: dict[str, ColumnUse]) -> Iterator[pa.RecordBa
     convert = pa.csv.ConvertOptions(
         column_types=types, include_columns=list(uses), null_values=["", "nan", "NaN"], strings_can_be_null=False
     )
-    with _open_csv(file, convert) as reader:
+    with _open_csv(file, convert, names) as reader:
         try:
             yield from reader
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: {_in_words(str(error), names)}") from None
+            raise _csv_fault(file, error, names) from None
 
 
-def _in_words(message: str, names: list[str] | None) -> str:
-    """Arrow's message with the column's name in place of its number."""
-    message = " ".join(message.split())
-    found = re.search(r"In CSV column #(\d+): ", message)
-    if found and names is not None:
-        message = message.replace(found.group(0), f"column {names[int(found.group(1))]!r}: ")
-    return message
+def _csv_fault(file: Path, error: Exception, names: list[str] | None) -> DataError:
+    """Arrow's message with the row in front (to Arrow the header is row 1) and the column's name for its number."""
+    message = " ".join(str(error).split()).removeprefix("CSV parse error: ")
+    row = re.search(r"Row #(\d+): ", message)
+    where = f"{file}, row {int(row.group(1)) - 1}" if row else str(file)
+    message = message.replace(row.group(0), "") if row else message
+    column = re.search(r"In CSV column #(\d+): ", message)
+    if column and names is not None:
+        message = message.replace(column.group(0), f"column {names[int(column.group(1))]!r}: ")
+    return DataError(f"{where}: {message}")
 
 
 def _require_columns(file: Path, names: list[str], uses: dict[str, ColumnUse]) -> None:
     for column, use in uses.items():
+        if names.count(column) > 1:
+            raise DataError(f"{file}: has the column {column!r} of {use.user} {names.count(column)} times")
         if column not in names:
             close = difflib.get_close_matches(column, [n for n in names if n not in uses], n=1, cutoff=0.5)
             hint = f"; was it renamed to {close[0]!r}?" if close else ""
@@ -233,18 +247,37 @@ def _cast(batch: pa.RecordBatch, uses: dict[str, ColumnUse], file: Path, first_r
         array = batch.column(name)
         if isinstance(array, pa.DictionaryArray):
             array = array.dictionary_decode()
-        keep = array.type == use.type or (pa.types.is_list(use.type) and pa.types.is_string(array.type))
         try:
-            arrays.append(array if keep else _cast_array(array, use.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            rows = f"rows {first_row + 1} to {first_row + batch.num_rows}"
-            raise DataError(
-                f"{file}, {rows}: column {name!r} of {use.user} must be {use.type}, is {array.type}: {error}"
-            ) from None
+            arrays.append(_cast_array(array, use.type))
+        except pa.ArrowNotImplementedError:
+            raise DataError(f"{file}: column {name!r} of {use.user} must be {use.type}, is {array.type}") from None
+        except pa.ArrowInvalid as error:
+            row = first_bad_row(array, functools.partial(_cast_array, type_=use.type))
+            where = f"{file}, row {first_row + row + 1}: column {name!r} of {use.user}"
+            raise DataError(f"{where} must be {use.type}, is {array.type}: {error}") from None
     return pa.RecordBatch.from_arrays(arrays, names=list(uses))
 
 
 def _cast_array(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    if pa.types.is_list(type_) and (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        return array.cast(_TEXT)
     if pa.types.is_boolean(array.type) and pa.types.is_floating(type_):
         return array.cast(pa.int8()).cast(type_)
-    return array.cast(type_)
+    if pa.types.is_floating(array.type) and pa.types.is_integer(type_):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    if pa.types.is_integer(array.type) and pa.types.is_floating(type_):
+        return array.cast(type_, safe=False)  # times in nanoseconds do not fit exactly, nor need they
+    return array if array.type == type_ else array.cast(type_)
+
+
+def first_bad_row(array: pa.Array, work: Callable[[pa.Array], object]) -> int:
+    """Index of the first row of `array` that makes `work` raise `ArrowInvalid`; some row must."""
+    low, high = 0, len(array)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            work(array.slice(low, middle - low))
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low

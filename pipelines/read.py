@@ -2,10 +2,10 @@
 
     files → (shuffled, interleaved) records → (shuffled) → parse → (rows permuted in a window) → batch → unpack
 
-Parsing packs all integers of an impression into one int32 row and all floats into one float32 row, so that permuting and
-batching move two tensors instead of one per feature; only the finished batch is cut into features, labels and weights.
-tf.data's autotune is off throughout: in TensorFlow 2.21 it delays the end of every epoch by seconds (its thread holds
-the iterator), and two parses in parallel already outrun any model.
+Parsing packs all integers of an impression into one int32 row and all floats into one float32 row, so that permuting
+and batching move two tensors instead of one per feature; only the finished batch is cut into features, labels and
+weights. tf.data's autotune is off throughout: in TensorFlow 2.21 it delays the end of every epoch by seconds (its
+thread holds the iterator), and two parses in parallel already outrun any model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from pipelines.records import (
 )
 from pipelines.schema import Categorical, MultiCategorical, Schema
 
-_WINDOW_BLOCKS = 32
+_WINDOW_BLOCKS = 256
+_WINDOW_BYTES = 64 << 20
 _SHUFFLE_BYTES = 256 << 20
 _MOST_SHUFFLED_BLOCKS = 2048
 _INTERLEAVED_SHARDS = 16
@@ -59,7 +60,7 @@ class Packing:
 
     def __init__(self, schema: Schema, groups: bool) -> None:
         self.schema = schema
-        self.groups = groups and schema.keys.group is not None
+        self.groups = groups
         columns = {column.key: column for column in columns_of(schema)}
         self.columns = [c for key, c in columns.items() if key != GROUP_KEY or self.groups]
         self._ints: dict[str, slice] = {}
@@ -67,6 +68,11 @@ class Packing:
         for column in self.columns:
             if column.key != GROUP_KEY:
                 self._place(column)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one packed impression."""
+        return 4 * sum(place.stop - place.start for place in (*self._ints.values(), *self._floats.values()))
 
     def _place(self, column: Column) -> None:
         places = self._ints if column.kind == "int" else self._floats
@@ -92,7 +98,7 @@ class Packing:
         labels, weights = self._targets(ints, floats)
         return (features, labels, weights, rest[-1]) if self.groups else (features, labels, weights)
 
-    def _features(self, ints: tf.Tensor, floats: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def _features(self, ints: tf.Tensor, floats: Any) -> dict[str, tf.Tensor]:
         schema, features = self.schema, {}
         ids = [f.name if isinstance(f, Categorical) else bucket_key(f.name) for f in schema.packed_categorical]
         if ids:
@@ -108,15 +114,13 @@ class Packing:
             features[multi.weights_name] = self._list_weights(multi, ints, floats)
         return features
 
-    def _list_weights(self, multi: MultiCategorical, ints: tf.Tensor, floats: tf.Tensor | None) -> tf.Tensor:
+    def _list_weights(self, multi: MultiCategorical, ints: tf.Tensor, floats: Any) -> tf.Tensor:
         if multi.weights is not None:
             return floats[:, self._floats[weight_key(multi.name)]]
         length = ints[:, self._ints[f"{multi.name}#length"]]
         return tf.cast(tf.range(multi.max_length)[None, :] < length, tf.float32)
 
-    def _targets(
-        self, ints: tf.Tensor, floats: tf.Tensor | None
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def _targets(self, ints: tf.Tensor, floats: Any) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         happened = {label.name: tf.cast(ints[:, self._ints[label.name]], tf.float32) for label in self.schema.labels}
         one = tf.ones_like(next(iter(happened.values())))
         base = floats[:, self._floats[WEIGHT_KEY]] if self.schema.keys.weight is not None else one
@@ -136,9 +140,12 @@ def read_split(folder: Path, schema: Schema, manifest: Manifest, split: str, opt
     shards, part_of_records = _shards_of_worker(manifest.splits[split], options.worker)
     packing = Packing(schema, options.groups)
     files = [str(folder / shard.file) for shard in shards]
-    records = _records(files, options)
     if part_of_records is not None:
-        records = records.shard(part_of_records[1], part_of_records[0])
+        # In the order of the log, which is the same for all workers: each takes other records, and mixes them after.
+        index, count = part_of_records
+        records = _records(files, shuffle=False, seed=None).shard(count, index)
+    else:
+        records = _records(files, options.shuffle, options.seed)
     if options.cache:
         records = records.cache()
     if manifest.layout == "blocks":
@@ -163,9 +170,7 @@ def _tf_options() -> tf.data.Options:
     return options
 
 
-def _shards_of_worker(
-    shards: Sequence[Shard], worker: tuple[int, int]
-) -> tuple[list[Shard], tuple[int, int] | None]:
+def _shards_of_worker(shards: Sequence[Shard], worker: tuple[int, int]) -> tuple[list[Shard], tuple[int, int] | None]:
     """Whole shards where there are enough for all workers, else every n-th record of all shards."""
     index, count = worker
     if len(shards) >= count:
@@ -173,17 +178,18 @@ def _shards_of_worker(
     return list(shards), (index, count)
 
 
-def _records(files: list[str], options: ReadOptions) -> tf.data.Dataset:
-    if not options.shuffle:
+def _records(files: list[str], shuffle: bool, seed: int | None) -> tf.data.Dataset:
+    if not shuffle:
         return tf.data.TFRecordDataset(files, buffer_size=_READ_BUFFER_BYTES)
+    interleaved = min(len(files), _INTERLEAVED_SHARDS)
     return (
         tf.data.Dataset.from_tensor_slices(files)
-        .shuffle(max(len(files), 1), seed=options.seed)
+        .shuffle(len(files), seed=seed)
         .interleave(
             lambda file: tf.data.TFRecordDataset(file, buffer_size=_READ_BUFFER_BYTES),
-            cycle_length=max(min(len(files), _INTERLEAVED_SHARDS), 1),
+            cycle_length=interleaved,
             block_length=1,
-            num_parallel_calls=2,
+            num_parallel_calls=min(interleaved, 2),
         )
     )
 
@@ -195,7 +201,8 @@ def _from_blocks(
         blocks = blocks.shuffle(_shuffled_blocks(shards), seed=options.seed)
     packed = blocks.map(_block_parser(packing), num_parallel_calls=_PARALLEL)
     if options.shuffle:
-        window = -(-_WINDOW_BLOCKS * BLOCK_ROWS // options.batch_size) * options.batch_size
+        window = min(_WINDOW_BLOCKS * BLOCK_ROWS, _WINDOW_BYTES // packing.row_bytes)
+        window = max(-(-window // options.batch_size), 1) * options.batch_size
         seeds = tf.data.Dataset.random(seed=options.seed, rerandomize_each_iteration=True).batch(2)
         windows = tf.data.Dataset.zip(packed.rebatch(window), seeds)
         packed = windows.map(_permuted, num_parallel_calls=2)

@@ -124,4 +124,5 @@ def _feature(kind: str, values: np.ndarray | list) -> tf.train.Feature:
 
 
 def _example(features: dict[str, tf.train.Feature]) -> bytes:
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    # Deterministic: the same rows give the same bytes, so that a resumed conversion equals an uninterrupted one.
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)

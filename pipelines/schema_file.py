@@ -51,8 +51,16 @@ def load_schema(path: str | Path) -> Schema:
 
 def save_schema(schema: Schema, path: str | Path) -> None:
     """Writes a schema as YAML, in the order of its declaration."""
-    text = yaml.safe_dump(schema.to_dict(), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    plain = schema.to_dict()
+    text = _as_yaml(plain, allow_unicode=True)
+    if yaml.safe_load(text) != plain:
+        # PyYAML writes some characters (U+0085) as they are and reads them back as line ends.
+        text = _as_yaml(plain, allow_unicode=False)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def _as_yaml(plain: dict[str, Any], allow_unicode: bool) -> str:
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=allow_unicode, width=120, default_flow_style=None)
 
 
 def _describe(fault: Any, data: dict[str, Any]) -> str:

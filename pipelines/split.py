@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.errors import DataError
 from pipelines.hashing import as_strings, hash_strings
-from pipelines.raw import RawBatch
+from pipelines.raw import RawBatch, first_bad_row
 from pipelines.schema import FileSplit, HashSplit, Schema, TimeSplit
 
 SPLITS = ("train", "valid", "test")
@@ -29,7 +29,7 @@ def assign_split(raw: RawBatch, schema: Schema) -> np.ndarray:
         int8 `[n]`: index into `SPLITS`.
 
     Raises:
-        DataError: A file matches no pattern, or a time is missing.
+        DataError: A file matches no pattern or several, or a time is missing.
     """
     split = schema.split
     if isinstance(split, TimeSplit):
@@ -40,35 +40,47 @@ def assign_split(raw: RawBatch, schema: Schema) -> np.ndarray:
 
 
 def _by_file(raw: RawBatch, split: FileSplit) -> np.ndarray:
-    patterns = (split.train, split.valid, split.test)
-    for index, pattern in enumerate(patterns):
-        if pattern is not None and fnmatch.fnmatch(raw.file.name, pattern):
-            if index == TRAIN and split.valid_fraction > 0.0:
-                return _by_fractions(_positions(raw, split.key, split.salt), split.valid_fraction, 0.0)
-            return np.full(raw.batch.num_rows, index, np.int8)
-    shown = ", ".join(f"{name}: {p}" for name, p in zip(SPLITS, patterns, strict=True) if p is not None)
-    raise DataError(f"{raw.file}: its name matches no pattern of the schema's split ({shown})")
+    patterns = {name: getattr(split, name) for name in SPLITS if getattr(split, name) is not None}
+    matching = [name for name, pattern in patterns.items() if fnmatch.fnmatch(raw.file.name, pattern)]
+    if len(matching) != 1:
+        found = f"the patterns of {' and '.join(matching)}" if matching else "no pattern"
+        shown = ", ".join(f"{name}: {pattern}" for name, pattern in patterns.items())
+        raise DataError(f"{raw.file}: its name must match one pattern of the schema's split, matches {found} ({shown})")
+    if matching == ["train"] and split.valid_fraction > 0.0:
+        return _by_fractions(_positions(raw, split.key, split.salt), split.valid_fraction, 0.0)
+    return np.full(raw.batch.num_rows, SPLITS.index(matching[0]), np.int8)
 
 
 def _by_time(raw: RawBatch, split: TimeSplit) -> np.ndarray:
-    column = raw.batch.column(split.column)
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+    number = isinstance(split.valid_from, int | float)
+    column = _times(raw, split.column, pa.float64() if number else pa.timestamp("us"))
+    missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+    if missing.any():
+        row = int(np.argmax(missing))
         raise DataError(f"{raw.where(row)}: the time column {split.column!r} of the split is missing")
-    if pa.types.is_timestamp(column.type):
-        times = column.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False)
-        valid_from, test_from = (_moment(t) for t in (split.valid_from, split.test_from))
-    else:
-        times = column.to_numpy(zero_copy_only=False)
-        valid_from, test_from = split.valid_from, split.test_from
+    times = column.to_numpy(zero_copy_only=False)
+    valid_from, test_from = (m if number else _moment(m) for m in (split.valid_from, split.test_from))
     return np.where(times >= test_from, TEST, np.where(times >= valid_from, VALID, TRAIN)).astype(np.int8)
+
+
+def _times(raw: RawBatch, name: str, type_: pa.DataType) -> pa.Array:
+    """The time column in the type of the schema's moments; text or integers where a feature reads it too."""
+    column = raw.batch.column(name)
+    try:
+        return column.cast(type_)
+    except pa.ArrowInvalid as error:
+        row = first_bad_row(column, lambda part: part.cast(type_))
+        raise DataError(f"{raw.where(row)}: time column {name!r} of the split must be {type_}: {error}") from None
 
 
 def _moment(text: int | float | str) -> np.datetime64:
     try:
-        return np.datetime64(datetime.datetime.fromisoformat(str(text)), "us")
+        moment = datetime.datetime.fromisoformat(str(text))
     except ValueError:
         raise DataError(f"schema: split: {text!r} is neither a number nor an ISO 8601 time") from None
+    # Arrow's timestamps are UTC; a moment without a zone is taken as it stands, like the times of the log.
+    naive = moment if moment.tzinfo is None else moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    return np.datetime64(naive, "us")
 
 
 def _positions(raw: RawBatch, key: str, salt: str) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import DataError
-from pipelines.raw import RawBatch
-from pipelines.schema import Label, Numeric, Schema
+from pipelines.raw import RawBatch, first_bad_row
+from pipelines.schema import Categorical, Label, MultiCategorical, Numeric, Schema
+from pipelines.vocabulary import list_weights, parted
 
 
 def label_values(label: Label, column: pa.Array) -> np.ndarray:
@@ -29,7 +32,7 @@ def label_values(label: Label, column: pa.Array) -> np.ndarray:
 
 
 def valid_rows(raw: RawBatch, schema: Schema) -> np.ndarray | None:
-    """Checks labels, funnel, weights and numeric columns of a batch.
+    """Checks labels, funnel, weights, numeric and list columns of a batch.
 
     Args:
         raw: The batch.
@@ -42,8 +45,12 @@ def valid_rows(raw: RawBatch, schema: Schema) -> np.ndarray | None:
         DataError: The first fault: its file, row, column, value, and what to do.
     """
     labels = {label.name: _checked_label(label, raw) for label in schema.labels}
-    for feature in schema.numerics:
-        _check_numeric(feature, raw)
+    for numeric in schema.numerics:
+        _check_numeric(numeric, raw)
+    for single in schema.singles:
+        _check_whole(single, raw)
+    for multi in schema.multis:
+        _check_lists(multi, raw)
     _check_weight(schema, raw)
     keep = np.ones(raw.batch.num_rows, bool)
     for label in schema.labels:
@@ -74,19 +81,69 @@ def _checked_label(label: Label, raw: RawBatch) -> np.ndarray:
 
 
 def _check_numeric(feature: Numeric, raw: RawBatch) -> None:
-    column = raw.batch.column(feature.source)
-    values = column.to_numpy(zero_copy_only=False).astype(np.float64)
-    _refuse(np.isinf(values), values, feature.source, raw, "must be finite")
+    exact = raw.batch.column(feature.source).to_numpy(zero_copy_only=False).astype(np.float64)
+    # As the records hold them: what overflows float32, or rounds to -1 there, is as bad as the thing itself.
+    with np.errstate(over="ignore"):
+        values = exact.astype(np.float32)
+    _refuse(np.isinf(values), exact, feature.source, raw, "must be finite and within the range of float32")
     if feature.missing == "error":
         _refuse(
             np.isnan(values),
-            values,
+            exact,
             feature.source,
             raw,
             f"is missing; fill it, or set `missing: mean` (or a number) for feature {feature.name!r}",
         )
     if feature.transform == "log1p":
-        _refuse(values <= -1.0, values, feature.source, raw, "must be above -1 for log1p; use `transform: symlog`")
+        _refuse(values <= -1.0, exact, feature.source, raw, "must be above -1 for log1p; use `transform: symlog`")
+
+
+def _check_whole(feature: Categorical, raw: RawBatch) -> None:
+    column = raw.batch.column(feature.source)
+    if feature.dtype == "int" and pa.types.is_floating(column.type):
+        values = column.to_numpy(zero_copy_only=False)
+        _refuse(
+            ~np.isnan(values) & (values != np.floor(values)),
+            values,
+            feature.source,
+            raw,
+            f"must be whole for feature {feature.name!r}",
+        )
+
+
+def _check_lists(feature: MultiCategorical, raw: RawBatch) -> None:
+    lists = _parted(feature, feature.source, parted, "values", raw)
+    if feature.weights is None:
+        return
+    weights = _parted(feature, feature.weights, list_weights, "weights", raw)
+    lengths, found = (a.value_lengths().to_numpy(zero_copy_only=False) for a in (lists, weights))
+    if not np.array_equal(lengths, found):
+        row = int(np.argmax(lengths != found))
+        raise DataError(
+            f"{raw.where(row)}: {lengths[row]} values in column {feature.source!r} but {found[row]} weights in "
+            f"{feature.weights!r}; each value of feature {feature.name!r} needs its weight"
+        )
+    flat = weights.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    wrong = np.zeros(len(lengths), bool)
+    wrong[row_of[~np.isfinite(flat)]] = True
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{raw.where(row)}: column {feature.weights!r} is {weights[row].as_py()} and must hold finite weights"
+        )
+
+
+def _parted(feature: MultiCategorical, column: str, part: Callable, what: str, raw: RawBatch) -> pa.ListArray:
+    array = raw.batch.column(column)
+    try:
+        return part(feature, array)
+    except pa.ArrowInvalid:
+        row = first_bad_row(array, lambda piece: part(feature, piece))
+        raise DataError(
+            f"{raw.where(row)}: column {column!r} is {array[row].as_py()!r}; it must hold {what} of feature "
+            f"{feature.name!r} parted by {feature.separator!r}"
+        ) from None
 
 
 def _check_weight(schema: Schema, raw: RawBatch) -> None:

@@ -1,8 +1,8 @@
 """What only the training split can tell: the vocabulary of each table, means, deviations and bucket edges.
 
-Memory is bounded by the number of distinct values, not of rows, and by a cap on that: beyond `max_distinct` values of one
-table the rarest are dropped and their counts forgotten (lossy counting, Manku and Motwani 2002), which the vocabulary
-records as `exact = False`.
+Memory is bounded by the number of distinct values, not of rows, and by a cap on that: beyond `max_distinct` values of
+one table the rarest are dropped and their counts forgotten (lossy counting, Manku and Motwani 2002), which the
+vocabulary records as `exact = False`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pipelines.schema import FIRST_ID, Categorical, Fitted, FittedNumeric, Multi
 
 MAX_DISTINCT = 4_000_000
 _MERGE_AT = 1_000_000
+_MERGE_PARTS = 64
 _SAMPLE_CAPACITY = 1 << 20
+_BY_FREQUENCY = [("count", "descending"), ("value", "ascending")]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class FrequencyCounter:
         self._pending.append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
         self._pending_rows += len(counted)
         kept = 0 if self._counts is None else self._counts.num_rows
-        if self._pending_rows >= max(_MERGE_AT, kept):
+        if self._pending_rows >= max(_MERGE_AT, kept) or len(self._pending) >= _MERGE_PARTS:
             self._merge()
 
     def vocabulary(self, min_count: int, max_size: int | None) -> Vocabulary:
@@ -76,7 +78,7 @@ class FrequencyCounter:
         if self._counts is None:
             return Vocabulary(pa.array([], pa.string()), np.zeros(0, np.int64), self.exact)
         table = self._counts.filter(pc.greater_equal(self._counts["count"], min_count))
-        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        table = table.sort_by(_BY_FREQUENCY)
         table = table.slice(0, max_size) if max_size is not None else table
         values = table["value"].combine_chunks()
         return Vocabulary(values, table["count"].to_numpy(), self.exact)
@@ -89,24 +91,24 @@ class FrequencyCounter:
         self._counts = merged.rename_columns({"count_sum": "count"}).select(["value", "count"])
         self._pending, self._pending_rows = [], 0
         if self._counts.num_rows > self._max_distinct:
-            self._drop_rarest()
-
-    def _drop_rarest(self) -> None:
-        counts = self._counts["count"].to_numpy()
-        keep = self._max_distinct // 2
-        threshold = np.partition(counts, len(counts) - keep)[len(counts) - keep]
-        self._counts = self._counts.filter(pc.greater(self._counts["count"], int(threshold)))
-        self.exact = False
+            # Half, so that the next drop is far; by a total order, so that ties neither all go nor depend on threads.
+            self._counts = self._counts.sort_by(_BY_FREQUENCY).slice(0, max(self._max_distinct // 2, 1))
+            self.exact = False
 
 
 class NumericSummary:
     """Mean, deviation and quantiles of a stream of floats (NaN left out).
 
-    Mean and variance are exact (Chan's merge of partial sums). Quantiles are exact up to 2**20 values; beyond, they come
-    from a uniform sample of between half that many and that many.
+    Mean and variance are exact (Chan's merge of partial sums). Quantiles are exact up to 2**20 values; beyond, they
+    come from a uniform sample of between half that many and that many.
+
+    Args:
+        quantiles: Whether quantiles will be asked for; without them no values are kept.
+        seed: Of the sample.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, quantiles: bool = True, seed: int = 0) -> None:
+        self._quantiles = quantiles
         self.count = 0
         self.mean = 0.0
         self._squares = 0.0
@@ -128,14 +130,17 @@ class NumericSummary:
         self._squares += squares + delta * delta * self.count * len(raw) / total
         self.mean += delta * len(raw) / total
         self.count = total
-        self._sample(raw)
+        if self._quantiles:
+            self._sample(raw)
 
     def fitted(self, feature: Numeric) -> FittedNumeric:
         """The statistics as the schema stores them; a constant feature has deviation 1."""
         deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
         sample = np.concatenate(self._kept) if self._kept else np.zeros(0, np.float32)
         edges = quantile_edges(sample, feature.buckets) if feature.buckets else np.zeros(0, np.float32)
-        mean, std = np.float32(self.mean), np.float32(deviation if deviation > 0.0 else 1.0)
+        # Below the resolution of float32 a deviation is rounding: dividing by it would blow up any other value.
+        constant = deviation <= abs(self.mean) * np.finfo(np.float32).eps
+        mean, std = np.float32(self.mean), np.float32(1.0 if constant else deviation)
         return FittedNumeric(mean=float(mean), std=float(std), edges=tuple(float(e) for e in edges))
 
     def _sample(self, raw: np.ndarray) -> None:
@@ -152,8 +157,8 @@ class NumericSummary:
 def quantile_edges(values: np.ndarray, buckets: int) -> np.ndarray:
     """Edges of about equally full buckets; bucket of x = number of edges <= x.
 
-    A value that alone fills a bucket or more (the zeros of a capital gain) gets a bucket of its own and the others share
-    the rest; plain quantiles would spend nearly all edges on it.
+    A value that alone fills a bucket or more (the zeros of a capital gain) gets a bucket of its own, the heaviest first
+    and as long as edges last, and the others share the rest; plain quantiles would spend nearly all edges on it.
 
     Args:
         values: float32 `[n]`, no NaN.
@@ -166,17 +171,18 @@ def quantile_edges(values: np.ndarray, buckets: int) -> np.ndarray:
     if len(distinct) <= buckets:
         return distinct[1:]
     heavy = counts >= len(values) / buckets
-    own = np.flatnonzero(heavy)
-    # A bucket of one value has an edge at it and an edge at the next value.
-    edges = {*distinct[own].tolist(), *distinct[np.minimum(own + 1, len(distinct) - 1)].tolist()}
-    light_buckets = max(buckets - len(edges), 1)
-    light, light_counts = distinct[~heavy], counts[~heavy]
-    if len(light) and light_buckets > 1:
-        share = np.cumsum(light_counts) / light_counts.sum()
+    edges: set[int] = set()
+    for own in sorted(np.flatnonzero(heavy), key=lambda i: -counts[i]):
+        # A bucket of one value has an edge at it and an edge at the next value; none below the first or above the last.
+        wider = edges | ({int(own), int(own) + 1} - {0, len(distinct)})
+        edges = wider if len(wider) < buckets else edges
+    light = np.flatnonzero(~heavy)
+    light_buckets = buckets - len(edges)
+    if len(light):
+        share = np.cumsum(counts[light]) / counts[light].sum()
         cuts = np.searchsorted(share, np.arange(1, light_buckets) / light_buckets, side="left")
-        edges |= set(light[np.minimum(cuts + 1, len(light) - 1)].tolist())
-    edges.discard(float(distinct[0]))
-    return np.array(sorted(edges), np.float32)
+        edges |= set(light[np.minimum(cuts + 1, len(light) - 1)].tolist()) - {0}
+    return distinct[sorted(edges)].astype(np.float32)
 
 
 class VocabularyFitter:
@@ -186,16 +192,16 @@ class VocabularyFitter:
         self._schema = schema
         fitted = [f for f in schema.categoricals if f.hash_buckets is None]
         self._counters = {f.table_name: FrequencyCounter(max_distinct) for f in fitted}
-        self._summaries = {f.name: NumericSummary() for f in schema.numerics}
+        self._summaries = {f.name: NumericSummary(quantiles=f.buckets is not None) for f in schema.numerics}
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Adds training rows."""
         for feature in self._schema.categoricals:
             if feature.hash_buckets is None:
                 self._counters[feature.table_name].add(present_values(feature, batch.column(feature.source)))
-        for feature in self._schema.numerics:
-            raw = raw_numbers(feature, batch.column(feature.source))
-            self._summaries[feature.name].add(raw, transform_numbers(feature, raw))
+        for numeric in self._schema.numerics:
+            raw = raw_numbers(numeric, batch.column(numeric.source))
+            self._summaries[numeric.name].add(raw, transform_numbers(numeric, raw))
 
     def finish(self) -> tuple[dict[str, Vocabulary], Fitted]:
         """Vocabularies by table, and the `fitted` section of the schema."""
@@ -210,16 +216,19 @@ class VocabularyFitter:
                 type_ = pa.int64() if feature.dtype == "int" else pa.string()
                 vocabularies[name] = Vocabulary(found.values.cast(type_), found.counts, found.exact)
                 tables[name] = vocabularies[name].size
-        numeric = {f.name: self._summaries[f.name].fitted(f) for f in self._schema.numerics}
-        for feature in self._schema.numerics:
-            if feature.buckets is not None:
-                tables[feature.name] = FIRST_ID + len(numeric[feature.name].edges) + 1
-        return vocabularies, Fitted(tables=tables, numeric=numeric)
+        statistics = {f.name: self._summaries[f.name].fitted(f) for f in self._schema.numerics}
+        for numeric in self._schema.numerics:
+            if numeric.buckets is not None:
+                tables[numeric.name] = FIRST_ID + len(statistics[numeric.name].edges) + 1
+        return vocabularies, Fitted(tables=tables, numeric=statistics)
 
 
 def present_values(feature: Categorical, column: pa.Array) -> pa.Array:
     """The flat values of a categorical column that are not missing."""
-    flat = parted(feature, column).flatten() if isinstance(feature, MultiCategorical) else column
+    if isinstance(feature, MultiCategorical):
+        flat = parted(feature, column).flatten()
+    else:
+        flat = single_values(feature, column)
     missing = usable_missing_values(feature)
     return flat.filter(pc.invert(pc.is_in(flat, value_set=missing))) if len(missing) else flat
 
@@ -231,17 +240,34 @@ def usable_missing_values(feature: Categorical) -> pa.Array:
     return pa.array([str(v) for v in feature.missing_values], pa.string())
 
 
+def single_values(feature: Categorical, column: pa.Array) -> pa.Array:
+    """A single-valued categorical column in the feature's type; floats where a numeric feature reads it too."""
+    if feature.dtype == "int" and pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
+    return column
+
+
 def parted(feature: MultiCategorical, column: pa.Array) -> pa.ListArray:
-    """A multi-valued column as lists: text (of a CSV) is parted at the separator, null and empty text are empty lists."""
+    """The values of a multi-valued column as lists; see `_as_lists`."""
+    return _as_lists(column, feature.separator, pa.int64() if feature.dtype == "int" else pa.string())
+
+
+def list_weights(feature: MultiCategorical, column: pa.Array) -> pa.ListArray:
+    """The weights of a multi-valued feature as lists of float64; see `_as_lists`."""
+    return _as_lists(column, feature.separator, pa.float64())
+
+
+def _as_lists(column: pa.Array, separator: str, type_: pa.DataType) -> pa.ListArray:
+    """Text (of a CSV) is parted at the separator; null and empty text are empty lists.
+
+    Raises:
+        pyarrow.ArrowInvalid: A part is not of the type.
+    """
     if pa.types.is_list(column.type):
         return pc.if_else(column.is_valid(), column, pa.scalar([], type=column.type))
     text = pc.fill_null(column, "")
-    lists = pc.split_pattern(text, feature.separator)
-    lists = pc.if_else(pc.equal(text, ""), pa.scalar([], type=lists.type), lists)
-    try:
-        return lists.cast(pa.list_(pa.int64() if feature.dtype == "int" else pa.string()))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"column {feature.source!r} of feature {feature.name!r}: {error}") from None
+    lists = pc.split_pattern(text, separator)
+    return pc.if_else(pc.equal(text, ""), pa.scalar([], type=lists.type), lists).cast(pa.list_(type_))
 
 
 def raw_numbers(feature: Numeric, column: pa.Array) -> np.ndarray:

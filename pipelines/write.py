@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from pipelines.schema import Schema
 
 
 class SplitWriter:
-    """Writes the rows of one split into shards of equal size, in order.
+    """Writes the rows of one split into shards whose sizes differ by one block at most, in order.
 
     Rows come in chunks that begin at a multiple of `BLOCK_ROWS`; a shard ends at a block's end, so that all blocks but
     the split's last are full.
@@ -40,16 +41,15 @@ class SplitWriter:
         closed: tuple[Shard, ...],
         on_close: Callable[[tuple[Shard, ...]], None],
     ) -> None:
-        blocks = -(-rows // BLOCK_ROWS)
-        self._blocks_per_shard = max(-(-blocks // shards), 1)
-        self._shards = -(-blocks // self._blocks_per_shard)
+        self._blocks = -(-rows // BLOCK_ROWS)
+        self._shards = min(shards, self._blocks)
         self._folder, self._split, self._layout = folder, split, layout
         self._columns = columns_of(schema)
         self._labels = [label.name for label in schema.labels]
         self._rows_left = rows - sum(shard.rows for shard in closed)
         self._on_close = on_close
         self.closed = closed
-        self._writer: tf.io.TFRecordWriter | None = None
+        self._writer: Any = None  # tf.io.TFRecordWriter, while a shard is open
         self._open_rows = 0
         self._open_positives: dict[str, int] = {}
 
@@ -67,8 +67,7 @@ class SplitWriter:
             self._open_rows += stop - start
             for label in self._labels:
                 self._open_positives[label] += int(encoded[label][start:stop].sum())
-            full = self._open_rows == self._blocks_per_shard * BLOCK_ROWS
-            if full or self._open_rows == self._rows_left:
+            if self._open_rows in (self._full_rows, self._rows_left):
                 self._close()
 
     def abandon(self) -> None:
@@ -81,6 +80,12 @@ class SplitWriter:
         self._writer = tf.io.TFRecordWriter(str(self._path))
         self._open_rows = 0
         self._open_positives = dict.fromkeys(self._labels, 0)
+
+    @property
+    def _full_rows(self) -> int:
+        """Rows of the open shard when it is full: the first shards take the blocks that are over."""
+        each, over = divmod(self._blocks, self._shards)
+        return (each + (len(self.closed) < over)) * BLOCK_ROWS
 
     @property
     def _path(self) -> Path:

@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C or a request to terminate; not KeyboardInterrupt, which the command parser would answer with `Aborted!`."""
+    """Ctrl-C or a request to terminate; to a KeyboardInterrupt the command parser would answer `Aborted!`."""
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An argument of the model, or learning_rate, patience, monitor (auc or loss), loss_weights.TASK.",
+            help="An argument of the model, or learning_rate, patience, monitor (loss or auc), loss_weights.TASK.",
         ),
     ] = None,
 ) -> None:
@@ -94,7 +94,9 @@ def evaluate(
     if as_json:
         print_json(evaluation)
     else:
-        out.print(evaluation_table(evaluation, f"{run.config.model} on the {split} split ({evaluation['rows']:,} rows)"))
+        out.print(
+            evaluation_table(evaluation, f"{run.config.model} on the {split} split ({evaluation['rows']:,} rows)")
+        )
 
 
 @app.command()
@@ -117,7 +119,7 @@ def export(
 @app.command()
 def demo(
     out_folder: Annotated[Path, typer.Option("--out", help="Gets data/, runs/ and saved_models/.")] = Path("."),
-    rows: Annotated[int, typer.Option(min=20_000, help="Synthetic impressions.")] = 600_000,
+    rows: Annotated[int, typer.Option(min=100_000, help="Synthetic impressions.")] = 600_000,
 ) -> None:
     """Runs the whole job on synthetic impressions: write, convert, check, train, compare, export, predict."""
     from mtlzoo.cli.demo import run_demo

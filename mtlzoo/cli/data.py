@@ -35,7 +35,9 @@ def synth(
 
 @app.command()
 def convert(
-    raw: Annotated[list[Path], typer.Argument(metavar="RAW...", help="CSV (.csv, .csv.gz, .csv.zst) or Parquet files.")],
+    raw: Annotated[
+        list[Path], typer.Argument(metavar="RAW...", help="CSV (.csv, .csv.gz, .csv.zst) or Parquet files.")
+    ],
     schema: Annotated[Path, typer.Option(help="schema.yaml")],
     out_folder: OutOption,
     layout: LayoutOption = "blocks",
@@ -90,7 +92,8 @@ def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset 
     out.print(split_table(dataset))
     out.print(feature_table(dataset))
     tasks = ", ".join(
-        f"{t.name} ({'where ' + ' and '.join(t.given) if t.given else 'all impressions'})" for t in dataset.schema.targets
+        f"{t.name} ({'where ' + ' and '.join(t.given) if t.given else 'all impressions'})"
+        for t in dataset.schema.targets
     )
     out.print(f"tasks: {tasks}", highlight=False, soft_wrap=True)
 

@@ -80,7 +80,9 @@ def _best_on_test(raw: Path) -> dict[str, float]:
 
 
 def _comparison(evaluations: dict[str, dict[str, Any]], best: dict[str, float]) -> Table:
-    table = Table(caption="in brackets: the share of the way from 0.5 to the best reachable AUC", caption_justify="left")
+    table = Table(
+        caption="in brackets: the share of the way from 0.5 to the best reachable AUC", caption_justify="left"
+    )
     table.add_column("model")
     for task in best:
         table.add_column(f"{task} AUC", justify="right")

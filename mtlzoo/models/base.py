@@ -96,7 +96,8 @@ class MultiTaskModel(keras.Model):
                 f"loss_weights names {', '.join(unknown)}, but the label space {self.label_space!r} trains only "
                 f"{', '.join(trained)}"
             )
-        return {name: float(given.get(name, 1.0)) for name in trained}
+        # Keras wants a weight for every output, also for those without a loss.
+        return {task.name: float(given.get(task.name, 1.0)) for task in self.tasks}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model as the saved one was; Keras leaves that to classes with a `compile` of their own."""
@@ -126,8 +127,8 @@ class MultiTaskModel(keras.Model):
 def funnel_probabilities(schema: Schema, logits: dict[str, Any], label_space: LabelSpace) -> dict[str, Any]:
     """Probabilities of all targets from one logit per label.
 
-    With heads of conditional probabilities, `joint = logit(prod_k sigmoid(logit_k))` along the funnel. In the label space
-    `ctcvr` a label's head is joint already, and `conditional = logit(p_joint / p_joint_of_parent)`.
+    With heads of conditional probabilities, `joint = logit(prod_k sigmoid(logit_k))` along the funnel. In the label
+    space `ctcvr` a label's head is joint already, and `conditional = logit(p_joint / p_joint_of_parent)`.
 
     Args:
         schema: Its targets say what to predict.
@@ -143,12 +144,12 @@ def funnel_probabilities(schema: Schema, logits: dict[str, Any], label_space: La
     lacking = [label.name for label in schema.labels if label.name not in logits]
     if lacking:
         raise ValueError(f"no logit for the labels {lacking}; there are logits for {sorted(logits)}")
-    parents = {label.name: label.parent for label in schema.labels}
     probabilities = {}
     for target in schema.targets:
-        logit, parent = logits[target.label], parents[target.label]
+        logit = logits[target.label]
         if label_space == "ctcvr" and target.given:
-            logit = ConditionalLogit(name=f"{target.name}_conditional_logit")((logit, logits[parent]))
+            parent = logits[target.given[-1]]
+            logit = ConditionalLogit(name=f"{target.name}_conditional_logit")((logit, parent))
         elif label_space != "ctcvr" and target.is_joint:
             chain = [logits[name] for name in target.positive]
             logit = JointLogit(name=f"{target.name}_joint_logit")(chain)

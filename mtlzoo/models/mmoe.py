@@ -30,8 +30,8 @@ class MMoE(MultiTaskModel):
         dtype: Dtype policy.
         name: Name of the model.
 
-    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts" (KDD 2018),
-    eq. 6-8.
+    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts"
+    (KDD 2018), eq. 6-8. Widths, dropout and label space are our design.
 
     Example:
         >>> model = MMoE(dataset.schema, num_experts=4)
@@ -46,7 +46,7 @@ class MMoE(MultiTaskModel):
         expert_units: tuple[int, ...] = (256, 128),
         tower_units: tuple[int, ...] = (64,),
         embedding_dim: int = 16,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
         name: str = "mmoe",

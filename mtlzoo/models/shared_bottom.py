@@ -43,7 +43,7 @@ class SharedBottom(MultiTaskModel):
         bottom_units: tuple[int, ...] = (512, 256),
         tower_units: tuple[int, ...] = (128, 64),
         embedding_dim: int = 16,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
         name: str = "shared_bottom",

@@ -46,7 +46,7 @@ class SingleTask(MultiTaskModel):
         schema: Schema,
         units: tuple[int, ...] = (256, 128, 64),
         embedding_dim: int = 16,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         label_space: LabelSpace = "cvr_clicked",
         dtype: Any = None,
         name: str = "single_task",

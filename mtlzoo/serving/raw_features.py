@@ -29,7 +29,10 @@ class RawFeatures(tf.Module):
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> None:
         super().__init__(name="raw_features")
+        if schema.fitted is None:
+            raise ValueError("raw features need a fitted schema: that of a dataset, pipelines.open_dataset(DIR).schema")
         self.schema = schema
+        self._fitted = schema.fitted
         self.tables = {name: _lookup_table(name, vocabulary) for name, vocabulary in vocabularies.items()}
 
     def request_spec(self) -> dict[str, tf.TensorSpec]:
@@ -102,7 +105,7 @@ class RawFeatures(tf.Module):
         return values
 
     def _bucket(self, feature: Numeric, values: tf.Tensor) -> tf.Tensor:
-        edges = tf.constant(self.schema.fitted.numeric[feature.name].edges, tf.float32)
+        edges = tf.constant(self._fitted.numeric[feature.name].edges, tf.float32)
         filled = self._filled(feature, values)
         bucket = tf.searchsorted(edges, filled, side="right", out_type=tf.int64)
         return tf.where(tf.math.is_nan(filled), tf.constant(MISSING, tf.int64), FIRST_ID + bucket)
@@ -110,7 +113,7 @@ class RawFeatures(tf.Module):
     def _numbers(self, feature: Numeric, values: tf.Tensor) -> list[tf.Tensor]:
         columns = []
         if feature.has_value:
-            fitted = self.schema.fitted.numeric[feature.name]
+            fitted = self._fitted.numeric[feature.name]
             mean, std = (tf.constant(number, tf.float32) for number in (fitted.mean, fitted.std))
             filled = self._filled(feature, values)
             number = tf.where(tf.math.is_nan(filled), mean, _transformed(feature, filled))

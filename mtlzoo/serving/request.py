@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mtlzoo.serving.raw_features import MISSING_INTEGER, length_name
 from pipelines import MultiCategorical, Numeric, Schema
-from pipelines.vocabulary import parted, raw_numbers
+from pipelines.vocabulary import list_weights, parted, raw_numbers
 
 
 def request_of(schema: Schema, rows: pa.RecordBatch) -> dict[str, np.ndarray]:
@@ -37,10 +37,10 @@ def request_of(schema: Schema, rows: pa.RecordBatch) -> dict[str, np.ndarray]:
         elif isinstance(feature, MultiCategorical):
             lists = parted(feature, column)
             request[feature.name] = _padded(lists, feature.dtype)
-            request[length_name(feature)] = np.array([len(row) for row in lists.to_pylist()], np.int64)
+            request[length_name(feature)] = lists.value_lengths().to_numpy().astype(np.int64)
             if feature.weights is not None:
-                weights = rows.column(feature.weights)
-                request[feature.weights_name] = _padded(parted(feature.model_copy(), weights), "float")
+                weights = list_weights(feature, rows.column(feature.weights))
+                request[feature.weights_name] = _padded(weights, "float")
         else:
             request[feature.name] = _values(column.to_pylist(), feature.dtype)
     return request

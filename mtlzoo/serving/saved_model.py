@@ -67,12 +67,13 @@ def export(
 
     Signatures:
 
-    - `serving_default`: one input per feature of the schema, by name: string, int64 or float32 `[batch]`; a multi-valued
-      feature as `[batch, any]` with `<name>_length` int64 `[batch]` (and `<name>_weights` where it has weights).
+    - `serving_default`: one input per feature of the schema, by name: string, int64 or float32 `[batch]`; a
+      multi-valued feature as `[batch, any]` with `<name>_length` int64 `[batch]` (and `<name>_weights` where it has
+      weights).
     - `serialized_examples`: `inputs`, string `[batch]`, serialized `tf.train.Example`s with the raw features.
 
-    Both give float32 `[batch]` by task. A value that the vocabulary does not know is out of vocabulary; the empty string,
-    the smallest int64, NaN, and an Example without the feature are missing values.
+    Both give float32 `[batch]` by task. A value that the vocabulary does not know is out of vocabulary; the empty
+    string, the smallest int64, NaN, and an Example without the feature are missing values.
 
     Args:
         model: A trained model whose inputs are the packed features of `dataset.schema`.
@@ -94,7 +95,9 @@ def export(
     path = Path(path)
     schema = getattr(model, "schema", dataset.schema)
     if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
-        raise DataError(f"{dataset.folder}: the model was trained with another schema or other vocabularies than this dataset's")
+        raise DataError(
+            f"{dataset.folder}: the model was trained with another schema or other vocabularies than this dataset's"
+        )
     version = _next_version(path) if version is None else version
     target = path / str(version)
     if version < 1:

@@ -18,7 +18,11 @@ _ROWS = 8
 
 
 def write_warmup(
-    features: RawFeatures, name: str, folder: Path, vocabularies: Mapping[str, Vocabulary], signature: str = "serving_default"
+    features: RawFeatures,
+    name: str,
+    folder: Path,
+    vocabularies: Mapping[str, Vocabulary],
+    signature: str = "serving_default",
 ) -> Path:
     """Writes one Predict request of a few rows for the default signature.
 

@@ -1,12 +1,12 @@
 """A run directory: how a model was trained, and what came of it.
 
-    config.json       model, arguments, data, training settings, versions
-    schema.yaml       the fitted schema of the dataset
-    model.keras       the best model, by the monitored value on the validation split
-    history.json      per epoch: losses, metrics, impressions per second
-    metrics.json      evaluation of the best model, by split
-    checkpoints/      the last epoch's model with its optimizer, to go on from
-    logs/             TensorBoard
+config.json       model, arguments, data, training settings, versions
+schema.yaml       the fitted schema of the dataset
+model.keras       the best model, by the monitored value on the validation split
+history.json      per epoch: losses, metrics, impressions per second
+metrics.json      the best epoch, and the evaluation of its model on the validation split
+checkpoints/      the last epoch's model with its optimizer, to go on from
+logs/             TensorBoard
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class RunConfig(BaseModel):
         seed: Seed of initial weights, order of impressions and dropout.
         learning_rate: Of LazyAdam.
         loss_weights: By trained task; 1 where not given.
-        monitor: What selects the best epoch on the validation split: `"auc"`, the mean over all tasks (higher is
-            better), or `"loss"` (lower is better).
+        monitor: What selects the best epoch on the validation split: `"loss"` (lower is better), or `"auc"`, the mean
+            over all tasks (higher is better; noisy where a task has few positives).
         patience: Epochs without a better value before training stops early.
     """
 
@@ -55,7 +55,7 @@ class RunConfig(BaseModel):
     seed: int = Field(default=1, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     loss_weights: dict[str, float] | None = None
-    monitor: Literal["auc", "loss"] = "auc"
+    monitor: Literal["loss", "auc"] = "loss"
     patience: int = Field(default=2, ge=1)
 
 
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Evaluations by split."""
+        """`best_epoch` (from 1) and `valid`, the evaluation of its model on the validation split."""
         return read_json(self.folder / METRICS)
 
 

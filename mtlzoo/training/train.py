@@ -1,7 +1,7 @@
 """Trains a model of the zoo on a dataset into a run directory: selects on validation, stops early, can go on.
 
-The run is made in `<RUN>.partial` and takes the place of RUN by rename, so an interruption leaves an older run whole. The
-same call again goes on behind the last finished epoch, and ends where an uninterrupted run would have ended: every
+The run is made in `<RUN>.partial` and takes the place of RUN by rename, so an interruption leaves an older run whole.
+The same call again goes on behind the last finished epoch, and ends where an uninterrupted run would have ended: every
 epoch's order of impressions follows from the seed and the epoch alone.
 """
 
@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 from pydantic import BaseModel
@@ -42,7 +41,7 @@ _CHECKPOINTS = "checkpoints"
 
 
 class _State(BaseModel):
-    """Where a run stands behind its last finished epoch."""
+    """Where a run stands behind its last finished epoch; epochs count from 1, 0 is none."""
 
     epoch: int = 0
     best: float | None = None
@@ -56,13 +55,13 @@ class _State(BaseModel):
         return _State(
             epoch=self.epoch + 1,
             best=value if better else self.best,
-            best_epoch=self.epoch if better else self.best_epoch,
+            best_epoch=self.epoch + 1 if better else self.best_epoch,
             history=[*self.history, {key: _finite(value) for key, value in logs.items()}],
         )
 
     def patience_spent(self, patience: int) -> bool:
         """Whether the best epoch lies `patience` epochs back."""
-        return self.best_epoch is not None and self.epoch - 1 - self.best_epoch >= patience
+        return self.best_epoch is not None and self.epoch - self.best_epoch >= patience
 
 
 def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Run:
@@ -101,10 +100,10 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
     else:
         model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
     with damaged_shards_named(dataset, "train", "valid"):
-        _fit(model, dataset, config, work, state, callbacks)
+        state = _fit(model, dataset, config, work, state, callbacks)
 
     best = keras.models.load_model(work / MODEL)
-    write_json(work / METRICS, {"valid": evaluate(best, dataset, "valid")})
+    write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -122,7 +121,9 @@ def check_trainable(dataset: Dataset) -> None:
     """
     for split in ("train", "valid"):
         if dataset.rows(split) == 0:
-            raise DataError(f"{dataset.folder}: the split {split!r} has no rows; change the schema's split and convert again")
+            raise DataError(
+                f"{dataset.folder}: the split {split!r} has no rows; change the schema's split and convert again"
+            )
         for label, positives in dataset.manifest.positives(split).items():
             if positives == 0:
                 raise DataError(
@@ -166,7 +167,7 @@ def _fit(
     work: Path,
     state: _State,
     callbacks: Sequence[keras.callbacks.Callback],
-) -> None:
+) -> _State:
     valid = dataset.read("valid", batch_size=config.batch_size)
     board = keras.callbacks.TensorBoard(work / "logs", write_graph=False, profile_batch=0)
     while state.epoch < config.epochs and not state.patience_spent(config.patience):
@@ -188,6 +189,7 @@ def _fit(
             )
         state = state.after(logs, config.monitor)
         _save(model, work, state)
+    return state
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -203,7 +205,7 @@ def _save(model: MultiTaskModel, work: Path, state: _State) -> None:
     """Writes the epoch's model, copies it if it is the best; the state, written last, says that the epoch is done."""
     checkpoint = _checkpoint(work, state.epoch)
     model.save(checkpoint)
-    if state.best_epoch == state.epoch - 1:
+    if state.best_epoch == state.epoch:
         copy = work / ("best." + MODEL)
         shutil.copyfile(checkpoint, copy)
         copy.replace(work / MODEL)

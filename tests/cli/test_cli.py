@@ -35,7 +35,13 @@ def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     mtlzoo("data", "synth", folder / "raw", "--rows", 30_000, "--seed", 3)
     shown = mtlzoo(
-        "data", "convert", folder / "raw/impressions.parquet", "--schema", folder / "raw/schema.yaml", "--out", folder / "data"
+        "data",
+        "convert",
+        folder / "raw/impressions.parquet",
+        "--schema",
+        folder / "raw/schema.yaml",
+        "--out",
+        folder / "data",
     )
     assert "train" in shown.stdout
     assert "columns that the schema does not name" not in shown.stderr
@@ -91,7 +97,7 @@ def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
     assert "no setting 'experts'; its arguments: num_experts" in refused("train", "mmoe", *data, "--set", "experts=3")
     assert "--set takes KEY=VALUE, got 'x'" in refused("train", "mmoe", *data, "--set", "x")
     assert "learning_rate" in refused("train", "mmoe", *data, "--set", "learning_rate=fast")
-    assert "trains only click" in refused("train", "mmoe", *data, "--set", "loss_weights.ctcvr=2")
+    assert "trains only click, ctcvr" in refused("train", "mmoe", *data, "--set", "loss_weights.conversion=2")
     assert "no such dataset directory" in refused("train", "mmoe", "--data", tmp_path / "no", "--out", tmp_path / "run")
     assert "no such run directory" in refused("evaluate", tmp_path / "no")
     assert "has no split 'tset'" in refused("evaluate", work / "run", "--split", "tset")
@@ -112,7 +118,14 @@ def test_help_is_quick_to_read():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("4", 4), ("1e-3", 0.001), ("256,128", [256, 128]), ("[64]", [64]), ("true", True), ("esmm_product", "esmm_product")],
+    [
+        ("4", 4),
+        ("1e-3", 0.001),
+        ("256,128", [256, 128]),
+        ("[64]", [64]),
+        ("true", True),
+        ("esmm_product", "esmm_product"),
+    ],
 )
 def test_values_are_read_as_written(text, value):
     assert parse_value(text) == value
@@ -125,7 +138,7 @@ def test_settings_are_parted_between_model_and_training():
 
 
 def test_the_demo_runs_the_whole_job(tmp_path):
-    shown = mtlzoo("demo", "--rows", 30_000, "--out", tmp_path).stdout
+    shown = mtlzoo("demo", "--rows", 100_000, "--out", tmp_path).stdout
     assert "best reachable" in shown
     assert "saved model" in shown
     assert (tmp_path / "saved_models/mmoe/1/saved_model.pb").is_file()

@@ -86,8 +86,24 @@ def test_loss_is_the_mean_over_each_trained_tasks_population(name, dataset, batc
             y, w = labels[task.name].numpy(), weights[task.name].numpy()
             losses = -(y * np.log(p[task.name]) + (1 - y) * np.log(1 - p[task.name]))
             expected += np.sum(w * losses) / np.sum(w)
-    loss = model.evaluate(features, labels, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True)["loss"]
+    loss = model.evaluate(features, labels, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True)[
+        "loss"
+    ]
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_loss_weights_weigh_the_trained_tasks(model, batch):
+    features, labels, weights = batch
+    trained = [task.name for task in model.tasks if task.trained]
+    losses = []
+    for loss_weights in (dict.fromkeys(trained, 0.0) | {trained[0]: 1.0}, {trained[0]: 0.0}, {trained[0]: 3.0}):
+        model.compile(loss_weights=loss_weights)
+        logs = model.evaluate(features, labels, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True)
+        losses.append(logs["loss"])
+    first, others, weighted = losses
+    np.testing.assert_allclose(weighted, 3.0 * first + others, rtol=1e-5)
+    with pytest.raises(ValueError, match=f"trains only {', '.join(trained)}"):
+        model.compile(loss_weights={"no_such_task": 1.0})
 
 
 def test_labels_outside_the_population_change_nothing(name, dataset, batch):
@@ -185,7 +201,11 @@ def test_the_same_seed_gives_the_same_weights(name, dataset):
 def test_experts_start_different(model):
     for layer in model.layers:
         if isinstance(layer, StackedExperts):
-            x = np.random.default_rng(0).normal(size=(4, model.get_layer(layer.name).input.shape[-1])).astype(np.float32)
+            x = (
+                np.random.default_rng(0)
+                .normal(size=(4, model.get_layer(layer.name).input.shape[-1]))
+                .astype(np.float32)
+            )
             experts = np.asarray(layer(x))  # [4, E, H]
             for i in range(experts.shape[1]):
                 for j in range(i):

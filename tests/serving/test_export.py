@@ -18,8 +18,8 @@ from mtlzoo.serving import export, request_of
 from pipelines import DataError, MultiCategorical, Numeric
 from pipelines.encode import Encoder
 from pipelines.raw import read_raw
-from pipelines.records import columns_of, serialize_blocks
 from pipelines.read import Packing, _block_parser
+from pipelines.records import columns_of, serialize_blocks
 
 # Runs in a process of its own that knows TensorFlow alone.
 CLEAN_PROCESS = """
@@ -101,7 +101,14 @@ def test_a_clean_process_gets_the_training_paths_probabilities(name, dataset, ra
     request = request_of(dataset.schema, raw_rows)
     examples = np.array(raw_examples(dataset.schema, raw_rows), object)
     np.savez(tmp_path / "request.npz", examples=examples, **request)
-    command = [sys.executable, "-c", CLEAN_PROCESS, str(target), str(tmp_path / "request.npz"), str(tmp_path / "out.npz")]
+    command = [
+        sys.executable,
+        "-c",
+        CLEAN_PROCESS,
+        str(target),
+        str(tmp_path / "request.npz"),
+        str(tmp_path / "out.npz"),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = np.load(tmp_path / "out.npz")

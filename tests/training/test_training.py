@@ -16,7 +16,13 @@ SMALL = {"bottom_units": [16], "tower_units": [8], "embedding_dim": 4}
 
 
 def config(dataset, **changes) -> RunConfig:
-    settings = {"model": "shared_bottom", "arguments": SMALL, "data": str(dataset.folder), "epochs": 3, "batch_size": 512}
+    settings = {
+        "model": "shared_bottom",
+        "arguments": SMALL,
+        "data": str(dataset.folder),
+        "epochs": 3,
+        "batch_size": 512,
+    }
     return RunConfig(**{**settings, **changes})
 
 
@@ -63,10 +69,17 @@ def test_a_run_directory_holds_everything(run, dataset):
 
 
 def test_the_best_epoch_on_validation_is_kept(run, dataset):
-    best = max(monitored(epoch, "auc") for epoch in run.history)
-    tasks = evaluate(run.model(), dataset, "valid")["tasks"]
-    np.testing.assert_allclose(np.mean([task["auc"] for task in tasks.values()]), best, atol=1e-5)
-    assert run.metrics["valid"]["tasks"] == tasks
+    losses = [epoch["val_loss"] for epoch in run.history]
+    assert run.metrics["best_epoch"] == 1 + int(np.argmin(losses))
+    logs = run.model().evaluate(dataset.read("valid", 512), verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], min(losses), rtol=1e-5)
+    assert run.metrics["valid"] == evaluate(run.model(), dataset, "valid")
+
+
+def test_the_best_epoch_can_be_selected_by_auc():
+    logs = {"val_loss": 0.3, "val_click_auc": 0.8, "val_conversion_auc": float("nan"), "val_ctcvr_auc": 0.6}
+    assert monitored(logs, "auc") == pytest.approx(0.7)
+    assert monitored(logs, "loss") == 0.3
 
 
 def test_the_same_seed_gives_the_same_result(run, dataset, tmp_path):
@@ -115,11 +128,11 @@ def test_stops_early_when_validation_gets_no_better():
         assert not state.patience_spent(2)
         state = state.after({"loss": 1.0, "val_click_auc": auc}, "auc")
     assert state.patience_spent(2)
-    assert state.best_epoch == 1
+    assert state.best_epoch == 2
     falling = _State()
     for loss in (0.5, 0.4, 0.45):
         falling = falling.after({"loss": 1.0, "val_loss": loss}, "loss")
-    assert falling.best_epoch == 1
+    assert falling.best_epoch == 2
 
 
 def test_the_test_split_is_never_opened(dataset, tmp_path):
