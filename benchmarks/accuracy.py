@@ -4,7 +4,7 @@
                                   [--epochs N] [--batch-size N] [--truth RAW_DIR]
 
 Every run is a training run as `mtlzoo train` makes it (selection on validation), then one evaluation on the test split.
-With --truth (the directory of a synthetic log) the best reachable AUC and the share of the way from 0.5 to it are shown.
+With --truth (the directory of a synthetic log) the best reachable AUC and the share of the way to it are shown.
 Results are kept in `benchmarks/results/NAME.json`; what is there already is not run again.
 """
 

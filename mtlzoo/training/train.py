@@ -2,7 +2,7 @@
 
 The run is made in `<RUN>.partial` and takes the place of RUN by rename, so an interruption leaves an older run whole.
 The same call again goes on behind the last finished epoch, and ends where an uninterrupted run would have ended: every
-epoch's order of impressions follows from the seed and the epoch alone.
+epoch's order of impressions and its dropout follow from the seed and the epoch alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 from pydantic import BaseModel
 
 from mtlzoo import models
@@ -172,6 +173,7 @@ def _fit(
     board = keras.callbacks.TensorBoard(work / "logs", write_graph=False, profile_batch=0)
     while state.epoch < config.epochs and not state.patience_spent(config.patience):
         epoch = state.epoch
+        seed_dropout(model, epoch_seed(config.seed, epoch))
         history = model.fit(
             dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, epoch)),
             validation_data=valid,
@@ -193,8 +195,16 @@ def _fit(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch's order of impressions."""
+    """Seed of an epoch's order of impressions and of its dropout."""
     return seed * 100_003 + epoch
+
+
+def seed_dropout(model: keras.Model, seed: int) -> None:
+    """Starts all random streams of a model anew; a saved Keras model does not remember where its streams stood."""
+    states = [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+    for index, state in enumerate(states):
+        (start,) = np.random.SeedSequence([seed, index]).generate_state(1)
+        state.assign(np.array([start >> 1, 0], dtype=state.dtype))
 
 
 def _checkpoint(work: Path, epoch: int) -> Path:
