@@ -22,8 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from rich.console import Console
 from rich.table import Table
 
-from mtlzoo.cli.app import parse_settings
+from mtlzoo.cli.settings import parse_settings
 from mtlzoo.training import RunConfig, evaluate, train
+from pipelines.synthetic_truth import best_auc_of_split
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,15 +40,11 @@ def run_once(config: RunConfig) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, Path(folder) / "run")
         evaluation = evaluate(run.model(), run.dataset(), "test")
-        speed = run.history[-1]["impressions_per_second"]
-    return {"tasks": evaluation["tasks"], "best_epoch": run.metrics["best_epoch"], "impressions_per_second": speed}
-
-
-def best_reachable(raw: Path) -> dict[str, float]:
-    """AUC of the true probabilities on the test split of a synthetic log."""
-    from mtlzoo.cli.demo import _best_on_test
-
-    return _best_on_test(raw)
+        return {
+            "tasks": evaluation["tasks"],
+            "best_epoch": run.metrics["best_epoch"],
+            "impressions_per_second": run.history[-1]["impressions_per_second"],
+        }
 
 
 def main() -> None:
@@ -82,7 +79,7 @@ def main() -> None:
             rows.setdefault(model, []).append(results[key])
             shown = {task: round(values["auc"], 4) for task, values in results[key]["tasks"].items()}
             console.print(f"{model} seed {seed}: {shown}, best epoch {results[key]['best_epoch']}")
-    console.print(table_of(rows, best_reachable(arguments.truth) if arguments.truth else None))
+    console.print(table_of(rows, best_auc_of_split(arguments.truth) if arguments.truth else None))
 
 
 def table_of(rows: dict[str, list[dict]], best: dict[str, float] | None) -> Table:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
 from mtlzoo.cli.data import app as data_app
 
@@ -18,8 +17,6 @@ app = typer.Typer(
     epilog="`--debug` anywhere on the line shows the traceback of an error.",
 )
 app.add_typer(data_app, name="data")
-
-TRAINING_SETTINGS = ("learning_rate", "patience", "monitor", "loss_weights")
 
 DataOption = Annotated[Path, typer.Option("--data", help="Dataset directory.")]
 
@@ -53,7 +50,9 @@ def train(
 ) -> None:
     """Trains a model: selects on validation, stops early, writes checkpoints, logs, history and metrics."""
     from mtlzoo.cli.console import err, out
+    from mtlzoo.cli.settings import parse_settings, validated
     from mtlzoo.cli.tables import evaluation_table
+    from mtlzoo.cli.training_progress import train_with_progress
     from mtlzoo.training import RunConfig
 
     arguments, training = parse_settings(model, settings or [])
@@ -125,80 +124,3 @@ def demo(
     from mtlzoo.cli.demo import run_demo
 
     run_demo(out_folder, rows)
-
-
-def train_with_progress(config: Any, out_folder: Path) -> Any:
-    """Trains with a progress bar that leaves the screen whatever happens."""
-    from mtlzoo.cli.training_progress import TrainingProgress
-    from mtlzoo.training import train as train_model
-
-    progress = TrainingProgress(config.epochs)
-    try:
-        return train_model(config, out_folder, callbacks=[progress])
-    finally:
-        progress.close()
-
-
-def parse_settings(model: str, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`key=value` words → arguments of the model, and training settings.
-
-    Raises:
-        ValueError: No `=`, or a key that is neither; the message lists the known ones.
-    """
-    from mtlzoo.models import arguments_of
-
-    defaults = arguments_of(model)
-    known = [name for name in defaults if name != "name"]
-    arguments: dict[str, Any] = {}
-    training: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes KEY=VALUE, got {setting!r}")
-        top, _, task = key.partition(".")
-        if key in known:
-            value = parse_value(text)
-            one_of_many = isinstance(defaults[key], tuple) and not isinstance(value, list)
-            arguments[key] = [value] if one_of_many else value
-        elif top == "loss_weights" and task:
-            training.setdefault("loss_weights", {})[task] = parse_value(text)
-        elif key in TRAINING_SETTINGS and key != "loss_weights":
-            training[key] = parse_value(text)
-        else:
-            raise ValueError(
-                f"--set: {model} has no setting {key!r}; its arguments: {', '.join(known)}; of training: "
-                f"learning_rate, patience, monitor, loss_weights.TASK"
-            )
-    return arguments, training
-
-
-def parse_value(text: str) -> Any:
-    """A value as YAML reads it; `256,128` is a list, `1e-3` a number."""
-    value = yaml.safe_load(f"[{text}]") if "," in text and not text.startswith("[") else yaml.safe_load(text)
-    return [_number(v) for v in value] if isinstance(value, list) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 takes 1e-3 for text, since it lacks a point.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def validated(kind: Any, **values: Any) -> Any:
-    """Builds a pydantic object; its first fault becomes one line.
-
-    Raises:
-        ValueError: What is wrong with which setting.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise ValueError(f"{where}: {fault['msg']} (got {fault['input']!r})") from None

@@ -12,15 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from mtlzoo.cli.app import train_with_progress
 from mtlzoo.cli.console import err, out, phase_progress, row_progress
 from mtlzoo.cli.tables import findings_table, number, split_table
+from mtlzoo.cli.training_progress import train_with_progress
 from mtlzoo.training import RunConfig, evaluate, open_run
 from pipelines import Dataset, convert, load_schema, open_dataset
 from pipelines.check import check
-from pipelines.raw import read_raw
-from pipelines.split import TEST, assign_split
-from pipelines.synthetic import KEY, SyntheticFunnel, best_auc
+from pipelines.synthetic import SyntheticFunnel
+from pipelines.synthetic_truth import KEY, best_auc_of_split
 
 MODELS = ("single_task", "shared_bottom", "mmoe")
 SERVED = "mmoe"
@@ -54,7 +53,7 @@ def run_demo(folder: Path, rows: int) -> None:
     evaluations = {name: _train(name, data, folder / "runs" / name, dataset) for name in MODELS}
 
     _step(5, "the test split: AUC of each model, and the AUC of the true probabilities")
-    out.print(_comparison(evaluations, _best_on_test(raw)))
+    out.print(_comparison(evaluations, best_auc_of_split(raw, "test")))
 
     _step(6, f"exporting {SERVED}, and asking the export about raw impressions")
     _export_and_predict(folder, raw, dataset)
@@ -69,14 +68,6 @@ def _train(name: str, data: Path, folder: Path, dataset: Dataset) -> dict[str, A
     config = RunConfig(model=name, data=str(data), epochs=EPOCHS, batch_size=BATCH)
     run = train_with_progress(config, folder)
     return evaluate(run.model(), dataset, "test")
-
-
-def _best_on_test(raw: Path) -> dict[str, float]:
-    """AUC of the true probabilities on the rows that the schema's split puts into test."""
-    schema = load_schema(raw / "schema.yaml")
-    log = raw / "impressions.parquet"
-    splits = np.concatenate([assign_split(batch, schema) for batch in read_raw([log], schema)])
-    return best_auc(raw / "truth.parquet", log, rows=splits == TEST)
 
 
 def _comparison(evaluations: dict[str, dict[str, Any]], best: dict[str, float]) -> Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
 from rich.progress import Progress
 
 from mtlzoo.cli.console import err, progress_bars
+from mtlzoo.training import Run, RunConfig, train
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -56,3 +58,12 @@ class TrainingProgress(keras.callbacks.Callback):
         if self._stack is not None:
             self._stack.__exit__(None, None, None)
             self._stack = self._bars = None
+
+
+def train_with_progress(config: RunConfig, out_folder: Path) -> Run:
+    """Trains with a progress bar that leaves the screen whatever happens."""
+    progress = TrainingProgress(config.epochs)
+    try:
+        return train(config, out_folder, callbacks=[progress])
+    finally:
+        progress.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlzoo.cli.app import parse_settings, parse_value
+from mtlzoo.cli.settings import parse_settings, parse_value
 
 MTLZOO = Path(sys.executable).with_name("mtlzoo")
 SMALL = ["--set", "bottom_units=16", "--set", "tower_units=8,4", "--set", "embedding_dim=4"]

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from pipelines.errors import DataError
 from pipelines.raw import read_raw
 from pipelines.schema_file import load_schema
-from pipelines.synthetic import SyntheticFunnel, best_auc, expected_auc
+from pipelines.synthetic import SyntheticFunnel
+from pipelines.synthetic_truth import best_auc, best_auc_of_split, expected_auc
 from pipelines.synthetic_world import CHUNK_ROWS, zipf_cdf
 
 ROWS = 150_000
@@ -93,6 +94,22 @@ def test_nothing_beats_the_true_probabilities(small):
     noisy = np.log(truth["p_click"]) + 0.4 * noise
     assert roc_auc_score(log["click"].to_numpy(), noisy) < best - 0.005
     assert 0.75 < best < 0.82
+
+
+def test_best_auc_of_a_split_takes_the_rows_that_conversion_takes(small, tmp_path):
+    dataset = open_dataset(convert([small / "impressions.parquet"], load_schema(small / "schema.yaml"), tmp_path / "d"))
+    log = pq.read_table(small / "impressions.parquet")
+    probability = dict(
+        zip(
+            log["impression_id"].to_pylist(), pq.read_table(small / "truth.parquet")["p_click"].to_pylist(), strict=True
+        )
+    )
+    positions = hash_strings(log["impression_id"].cast("string").to_numpy(), 1_000_000) / 1e6
+    test = log.filter(positions < 0.1)
+    assert test.num_rows == dataset.rows("test")
+    scores = [probability[key] for key in test["impression_id"].to_pylist()]
+    expected = roc_auc_score(test["click"].to_numpy(), scores)
+    assert best_auc_of_split(small, "test")["click"] == pytest.approx(expected)
 
 
 def test_expected_auc_is_the_mean_over_redrawn_labels(small):
