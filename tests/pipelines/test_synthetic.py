@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipelines import convert, open_dataset
 from pipelines.errors import DataError
+from pipelines.hashing import hash_strings
 from pipelines.raw import read_raw
 from pipelines.schema_file import load_schema
 from pipelines.synthetic import SyntheticFunnel
@@ -98,12 +100,8 @@ def test_nothing_beats_the_true_probabilities(small):
 
 def test_best_auc_of_a_split_takes_the_rows_that_conversion_takes(small, tmp_path):
     dataset = open_dataset(convert([small / "impressions.parquet"], load_schema(small / "schema.yaml"), tmp_path / "d"))
-    log = pq.read_table(small / "impressions.parquet")
-    probability = dict(
-        zip(
-            log["impression_id"].to_pylist(), pq.read_table(small / "truth.parquet")["p_click"].to_pylist(), strict=True
-        )
-    )
+    log, truth = log_of(small), truth_of(small)
+    probability = dict(zip(truth["impression_id"].tolist(), truth["p_click"].tolist(), strict=True))
     positions = hash_strings(log["impression_id"].cast("string").to_numpy(), 1_000_000) / 1e6
     test = log.filter(positions < 0.1)
     assert test.num_rows == dataset.rows("test")
