@@ -35,7 +35,7 @@ def run_demo(folder: Path, rows: int) -> None:
         rows: Impressions to draw.
     """
     raw, data = folder / "data" / "raw", folder / "data" / "demo"
-    _step(1, f"{rows:,} synthetic impressions, true probabilities aside in {raw}")
+    _step(1, f"{rows:,} synthetic impressions into {raw}, their true probabilities aside")
     with row_progress("writing impressions") as progress:
         SyntheticFunnel("small").write(raw, rows, progress=lambda done: progress(done, rows))
 
@@ -49,10 +49,10 @@ def run_demo(folder: Path, rows: int) -> None:
     report = check(dataset)
     out.print(findings_table(report) if report.findings else "nothing found")
 
-    _step(4, f"training {', '.join(MODELS)}: the best epoch on validation stays")
+    _step(4, "training three models; the best epoch on validation stays")
     evaluations = {name: _train(name, data, folder / "runs" / name, dataset) for name in MODELS}
 
-    _step(5, "the test split: AUC of each model, and the AUC of the true probabilities")
+    _step(5, "test AUC of each model, and of the true probabilities")
     out.print(_comparison(evaluations, best_auc_of_split(raw, "test")))
 
     _step(6, f"exporting {SERVED}, and asking the export about raw impressions")
@@ -60,7 +60,7 @@ def run_demo(folder: Path, rows: int) -> None:
 
 
 def _step(index: int, text: str) -> None:
-    out.rule(f"[bold]{index}[/] {text}", align="left")
+    out.print(f"\n[bold cyan]{index}[/] [bold]{text}[/]", highlight=False)
 
 
 def _train(name: str, data: Path, folder: Path, dataset: Dataset) -> dict[str, Any]:

@@ -31,11 +31,12 @@ class _Servable(tf.Module):
         self._model = _Untracked(model)
 
     def signatures(self) -> dict[str, Any]:
-        @tf.function
+        # Without autograph: there is no Python control flow over tensors here to translate.
+        @tf.function(autograph=False)
         def serving_default(**request: tf.Tensor) -> dict[str, tf.Tensor]:
             return self._predict(self.features.from_request(request))
 
-        @tf.function
+        @tf.function(autograph=False)
         def serialized_examples(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             return self._predict(self.features.from_examples(inputs))
 
