@@ -28,9 +28,10 @@ class EmbeddingTable(keras.layers.Layer):
         columns: For each column of the ids the table that it indexes; several columns may share one.
         width: Width of an embedding.
         embeddings_initializer: Initializer of the variable `[sum(sizes), width]`. Defaults to a normal distribution of
-            standard deviation 0.01: small, so that an id seen rarely or never says little, yet not so small that
-            products of two embeddings vanish. Initializers that scale by fans (Glorot, He) would take the rows of all
-            tables together for a fan, which says nothing about an embedding.
+            standard deviation 0.1. Measured against 0.05 and 0.01 on the synthetic funnel (2 million rows, MMoE, two
+            epochs): CTR AUC .777, .775 and .768; Adam moves an entry by about the learning rate a step, so from a small
+            start embeddings take many steps to differ. Initializers that scale by fans (Glorot, He) would take the rows
+            of all tables together for a fan, which says nothing about an embedding.
         **kwargs: Of `keras.layers.Layer`.
 
     Input: int32 or int64 `[B, len(columns)]`. Output: `[B, len(columns), width]` in the compute dtype; the

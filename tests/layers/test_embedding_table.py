@@ -82,7 +82,7 @@ def test_the_default_start_does_not_depend_on_the_sizes():
     for sizes in ([10_000], [100, 200_000]):
         layer = EmbeddingTable(sizes, [0], 4)
         layer.build((None, 1))
-        assert np.std(layer.embeddings.numpy()) == pytest.approx(0.01, rel=0.02)
+        assert np.std(layer.embeddings.numpy()) == pytest.approx(0.1, rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_table():
