@@ -60,7 +60,7 @@ def valid_rows(raw: RawBatch, schema: Schema) -> np.ndarray | None:
         if violations.any() and schema.funnel_violations == "error":
             raise DataError(
                 f"{raw.where(int(np.argmax(violations)))}: {label.name} is 1 but its parent {label.parent} is 0 "
-                f"({int(violations.sum())} such rows in this batch of {len(violations)}); correct the log, or set "
+                f"({int(violations.sum())} of {len(violations)} rows here); correct the log, or set "
                 f"`funnel_violations: drop` in the schema to leave such rows out"
             )
         keep &= ~violations
@@ -159,6 +159,6 @@ def _refuse(wrong: np.ndarray, values: np.ndarray, column: str, raw: RawBatch, d
         row = int(np.argmax(wrong))
         count = int(wrong.sum())
         raise DataError(
-            f"{raw.where(row)}: column {column!r} is {values[row]} and {demand} "
+            f"{raw.where(row)}: column {column!r} is {values[row]}: it {demand} "
             f"({count} such row{'s' if count > 1 else ''} in this batch of {len(wrong)})"
         )

@@ -100,8 +100,13 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
         model = keras.models.load_model(_checkpoint(work, state.epoch))
     else:
         model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
-    with damaged_shards_named(dataset, "train", "valid"):
-        state = _fit(model, dataset, config, work, state, callbacks)
+    try:
+        with damaged_shards_named(dataset, "train", "valid"):
+            state = _fit(model, dataset, config, work, state, callbacks)
+    except BaseException:
+        if not (work / _STATE).is_file():  # no epoch was finished: nothing to go on from
+            shutil.rmtree(work)
+        raise
 
     best = keras.models.load_model(work / MODEL)
     write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})

@@ -168,10 +168,10 @@ FAULTS = {
         {"click": [0, 1, 0, 0]},
         r"row 3: conversion is 1 but its parent click is 0 .*funnel_violations: drop",
     ),
-    "missing number": ({"price": [1, None, 3, 4]}, r"row 2: column 'price' is nan and is missing.*`missing: mean`"),
-    "infinite": ({"price": [1, 2, "-inf", 4]}, r"row 3: column 'price' is -inf and must be finite"),
-    "beyond float32": ({"price": [1, 2, 3, 1e300]}, r"row 4: column 'price' is 1e\+300 and must be finite"),
-    "bad weight": ({"importance": [1, 1, -1, 1]}, r"row 3: column 'importance' is -1\.0 and must be a finite weight"),
+    "missing number": ({"price": [1, None, 3, 4]}, r"row 2: column 'price' is nan: it is missing.*`missing: mean`"),
+    "infinite": ({"price": [1, 2, "-inf", 4]}, r"row 3: column 'price' is -inf: it must be finite"),
+    "beyond float32": ({"price": [1, 2, 3, 1e300]}, r"row 4: column 'price' is 1e\+300: it must be finite"),
+    "bad weight": ({"importance": [1, 1, -1, 1]}, r"row 3: column 'importance' is -1\.0: it must be a finite weight"),
     "weights too few": (
         {"strength": ["1", "1", "", "2"]},
         r"row 1: 2 values in column 'tags' but 1 weights in 'strength'",
@@ -210,7 +210,7 @@ def parquet(path, **columns):
         ({"code": ["1", "2", "x", "4"]}, "row 3: column 'code' of feature 'code' must be int64, is string"),
         ({"code": [1.0, 2.5, 3.0, 4.0]}, "row 2: column 'code' of feature 'code' must be int64, is double"),
         ({"price": [[1.0]] * 4}, "column 'price' of feature 'price' must be double, is list"),
-        ({"price": [1.0, math.nan, 3.0, 4.0]}, "row 2: column 'price' is nan and is missing"),
+        ({"price": [1.0, math.nan, 3.0, 4.0]}, "row 2: column 'price' is nan: it is missing"),
         ({"strength": [[1.0, math.nan], [1.0], [], [1.0]], "tags": [["x", "y"], ["x"], [], ["z"]]}, "row 1: column"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_badly_typed_parquet_column_is_named(columns, message, tmp_path):
 def test_log1p_of_what_has_none(tmp_path):
     features = [{"name": "price", "type": "numeric", "transform": "log1p"}]
     file = write(tmp_path / "log.csv", log(price=[1, 2, -0.99999999999, 4]))
-    assert "row 3: column 'price' is -0.99999999999 and must be above -1" in attempt(
+    assert "row 3: column 'price' is -0.99999999999: it must be above -1" in attempt(
         [file], tmp_path, features=features
     )
 
@@ -229,7 +229,7 @@ def test_log1p_of_what_has_none(tmp_path):
 def test_a_whole_number_is_asked_for_where_a_feature_is_an_integer(tmp_path):
     features = [SCHEMA["features"][2], {"name": "p", "type": "categorical", "dtype": "int", "column": "price"}]
     file = write(tmp_path / "log.csv", log(price=[1, 2, 3.5, 4]))
-    assert "row 3: column 'price' is 3.5 and must be whole" in attempt([file], tmp_path, features=features)
+    assert "row 3: column 'price' is 3.5: it must be whole" in attempt([file], tmp_path, features=features)
 
 
 def test_files_that_are_no_logs(tmp_path):

@@ -174,6 +174,7 @@ def test_a_flipped_bit_in_a_shard_is_named(dataset, tmp_path):
     victim.write_bytes(bytes(content))
     with pytest.raises(DataError, match=victim.name):
         train(config(open_dataset(copy), epochs=1), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_label_without_positives_is_refused(raw_log, demo_schema, tmp_path):
