@@ -13,21 +13,24 @@ METRIC_HEADINGS = {
     "auc": "AUC",
     "gauc": "GAUC",
     "log_loss": "log loss",
-    "normalized_entropy": "norm. entropy",
-    "calibration": "calibration",
-    "ece": "ECE",
+    "normalized_entropy": "normalized entropy",
+    "calibration": "calibration ratio",
+    "ece": "expected calibration error",
 }
 
 
 def evaluation_table(evaluation: dict[str, Any], title: str) -> Table:
-    """One row per task."""
+    """One column per task, one row per metric."""
+    tasks = evaluation["tasks"]
     table = Table(title=title, title_justify="left")
-    table.add_column("task")
-    for heading in (*METRIC_HEADINGS.values(), "rows", "positives"):
-        table.add_column(heading, justify="right")
-    for task, values in evaluation["tasks"].items():
-        numbers = [number(values[key]) for key in METRIC_HEADINGS]
-        table.add_row(task, *numbers, f"{values['rows']:,}", f"{values['positives']:,}")
+    table.add_column("metric")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for key, heading in METRIC_HEADINGS.items():
+        table.add_row(heading, *(number(values[key]) for values in tasks.values()))
+    table.add_section()
+    for key in ("rows", "positives"):
+        table.add_row(key, *(f"{values[key]:,}" for values in tasks.values()))
     return table
 
 

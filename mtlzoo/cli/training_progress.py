@@ -48,9 +48,10 @@ class TrainingProgress(keras.callbacks.Callback):
         ]
         speed = logs.get("impressions_per_second", float("nan"))
         err.print(
-            f"epoch {epoch + 1}: loss {logs['loss']:.4f}, validation loss {logs.get('val_loss', float('nan')):.4f}, "
-            f"AUC {', '.join(aucs)} ({speed:,.0f} impressions/s)",
+            f"epoch {epoch + 1}: loss {logs['loss']:.4f}, validation {logs.get('val_loss', float('nan')):.4f}; "
+            f"validation AUC {', '.join(aucs)}; {speed:,.0f} impressions/s",
             highlight=False,
+            soft_wrap=True,
         )
 
     def close(self) -> None:

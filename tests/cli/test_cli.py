@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,28 @@ def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
     assert "preset='large' is unknown" in refused("data", "synth", tmp_path / "s", "--rows", 10, "--preset", "large")
     assert "No such option" in refused("train", "mmoe", "--dat", "x", code=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_training_goes_on(work, tmp_path):
+    run = tmp_path / "run"
+    settings = [*SMALL, "--epochs", "4", "--set", "patience=4", "--batch-size", "64"]
+    command = ["train", "shared_bottom", "--data", work / "data", "--out", run, *settings]
+    process = subprocess.Popen([MTLZOO, *map(str, command)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run.partial/state.json").is_file():
+        assert process.poll() is None, "it must not end before it is interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "interrupted; nothing older was touched" in " ".join(shown.split())
+    assert "Traceback" not in shown
+    assert not run.exists()
+    resumed = mtlzoo(*command)
+    assert "epoch 4" in resumed.stderr
+    assert "epoch 1:" not in resumed.stderr
+    assert len(json.loads((run / "history.json").read_text())) == 4
 
 
 def test_debug_shows_where():
