@@ -14,8 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-DataLossError = tf.errors.DataLossError
-
 
 def gather_rows(variable: Any, ids: Any) -> Any:
     """Rows of a variable, read from the resource itself.

@@ -68,7 +68,8 @@ def check(dataset: Dataset) -> Report:
         >>> [finding.message for finding in report.findings if finding.kind == "leak"]
         []
     """
-    counts = Counts(dataset)
+    with dataset.damaged_shards_named():
+        counts = Counts(dataset)
     report = Report(
         rows={split: dataset.rows(split) for split in dataset.manifest.splits},
         tasks={target.name: _task_counts(counts, target) for target in dataset.schema.targets},

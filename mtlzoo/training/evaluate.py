@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from mtlzoo.metrics import TaskEvaluation
-from mtlzoo.training.run import damaged_shards_named
 from pipelines import DataError, Dataset
 
 EVALUATION_BATCH = 16_384
@@ -51,7 +50,7 @@ def evaluate(
     grouped = dataset.schema.keys.group is not None
     evaluations = {target.name: TaskEvaluation(grouped=grouped) for target in dataset.schema.targets}
     rows, total = 0, dataset.rows(split)
-    with damaged_shards_named(dataset, split):
+    with dataset.damaged_shards_named(split):
         for features, labels, weights, *groups in dataset.read(split, batch_size, groups=grouped):
             predictions = model.predict_on_batch(features)
             for task, evaluation in evaluations.items():

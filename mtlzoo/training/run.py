@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtlzoo.backend import DataLossError
 from mtlzoo.models import MultiTaskModel
 from pipelines import DataError, Dataset, open_dataset
 
@@ -121,20 +118,6 @@ def open_run(folder: str | Path) -> Run:
     except (KeyError, ValidationError) as error:
         raise DataError(f"{folder / CONFIG}: damaged: {str(error).splitlines()[0]}") from None
     return Run(folder, config)
-
-
-@contextmanager
-def damaged_shards_named(dataset: Dataset, *splits: str) -> Iterator[None]:
-    """TensorFlow says of a damaged shard only "corrupted record at 1028"; this finds out which shard it is.
-
-    Raises:
-        DataError: In place of the error of a damaged record: the shard whose checksum is wrong.
-    """
-    try:
-        yield
-    except DataLossError:
-        dataset.verify(splits)
-        raise
 
 
 def read_json(path: Path) -> Any:

@@ -30,7 +30,6 @@ from mtlzoo.training.run import (
     SCHEMA,
     Run,
     RunConfig,
-    damaged_shards_named,
     open_run,
     read_json,
     write_json,
@@ -101,7 +100,7 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
     else:
         model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
     try:
-        with damaged_shards_named(dataset, "train", "valid"):
+        with dataset.damaged_shards_named("train", "valid"):
             state = _fit(model, dataset, config, work, state, callbacks)
     except BaseException:
         if not (work / _STATE).is_file():  # no epoch was finished: nothing to go on from

@@ -13,6 +13,7 @@ from reference_encoding import read_all
 
 import pipelines
 from pipelines import DataError
+from pipelines.check import check
 from pipelines.schema import Schema
 
 
@@ -62,6 +63,9 @@ def test_a_flipped_bit_stops_reading_and_verify_names_its_shard(copy, shuffle):
     with pytest.raises(DataError, match=r"train-00001-of-00003\.tfrecord: its content differs .*checksum"):
         broken.verify()
     broken.verify(("valid", "test"))
+    for reading in (lambda: list(broken.read("train", 64, shuffle=shuffle)), lambda: check(broken)):
+        with pytest.raises(DataError, match="checksum"), broken.damaged_shards_named("train"):
+            reading()
 
 
 def test_a_shard_that_vanishes_after_opening_is_named(copy):
