@@ -5,6 +5,7 @@ from __future__ import annotations
 from mtlzoo.layers.embedding import EmbeddingTable
 from mtlzoo.layers.experts import StackedExperts
 from mtlzoo.layers.gate import SoftmaxGate
+from mtlzoo.layers.masked_dense import MaskedDense
 from mtlzoo.layers.mlp import MLP
 from mtlzoo.layers.pooling import WeightedPooling
 from mtlzoo.layers.probability import ConditionalLogit, JointLogit, Probability
@@ -14,6 +15,7 @@ __all__ = [
     "ConditionalLogit",
     "EmbeddingTable",
     "JointLogit",
+    "MaskedDense",
     "Probability",
     "SoftmaxGate",
     "StackedExperts",
