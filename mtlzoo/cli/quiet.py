@@ -21,6 +21,8 @@ def import_tensorflow_quietly() -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+            # Evaluating several models, each with a shorter last batch, is no reason to warn of retracing.
+            tf.get_logger().setLevel("ERROR")
         except BaseException:
             os.dup2(kept, 2)
             aside.seek(0)
