@@ -24,6 +24,7 @@ from pipelines.errors import DataError
 from pipelines.manifest import MANIFEST, Manifest, Shard
 from pipelines.raw import RawBatch, read_raw
 from pipelines.records import BLOCK_ROWS, Layout
+from pipelines.replace import put_back, replace_directory
 from pipelines.schema import Schema
 from pipelines.schema_file import load_schema, save_schema
 from pipelines.split import SPLITS, TRAIN, assign_split
@@ -120,23 +121,12 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
         if not held:
             raise DataError(f"{out}: another conversion is writing this dataset; wait for it or stop it")
         try:
-            _put_back(out)
+            put_back(out)
             yield
         finally:
             if not (work / _PROGRESS).exists():
                 shutil.rmtree(work, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
-
-
-def _put_back(out: Path) -> None:
-    """Mends what a conversion killed between the two renames of `_swap` has left."""
-    old = _old(out)
-    if old.exists() and not out.exists():
-        old.rename(out)
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(out.name + ".old")
 
 
 def _fingerprint(paths: list[Path], schema: Schema, layout: str, shards: int) -> str:
@@ -287,16 +277,6 @@ def _finish(
     temporary = work / (MANIFEST + ".new")
     temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1), encoding="utf-8")
     os.replace(temporary, work / MANIFEST)
-    _swap(work, out)
+    replace_directory(work, out)
     # Only now: killed before, the same call again must not begin anew.
     (out / _PROGRESS).unlink(missing_ok=True)
-
-
-def _swap(work: Path, out: Path) -> None:
-    """Puts the finished directory in the place of the old one; two renames, the old one deleted last."""
-    old = _old(out)
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

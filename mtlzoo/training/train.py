@@ -35,6 +35,7 @@ from mtlzoo.training.run import (
     write_json,
 )
 from pipelines import DataError, Dataset, open_dataset, save_schema
+from pipelines.replace import put_back, replace_directory
 
 _STATE = "state.json"
 _CHECKPOINTS = "checkpoints"
@@ -86,6 +87,7 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
         0.81
     """
     out = Path(out)
+    put_back(out)
     if out.exists() and not (out / METRICS).exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is no finished run; choose another directory, nothing there was touched")
     dataset = open_dataset(config.data)
@@ -109,12 +111,7 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
 
     best = keras.models.load_model(work / MODEL)
     write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_directory(work, out)
     return open_run(out)
 
 

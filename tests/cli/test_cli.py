@@ -18,7 +18,7 @@ SMALL = ["--set", "bottom_units=16", "--set", "tower_units=8,4", "--set", "embed
 
 
 def mtlzoo(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    done = subprocess.run([MTLZOO, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+    done = subprocess.run([MTLZOO, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=600)
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -12,6 +12,7 @@ import pytest
 import pipelines
 from pipelines import DataError, convert
 from pipelines.raw import BATCH_ROWS
+from pipelines.replace import set_aside
 
 # One raw batch is larger than the log, so that progress is only reported at the end: interrupt within it instead.
 assert BATCH_ROWS > 6_000
@@ -110,17 +111,17 @@ def test_stopped_while_the_new_takes_the_place_of_the_old(before, arguments, uni
     """Whatever the moment, the next call finds old or new whole and finishes the job."""
     out = convert(out=tmp_path / "out", **arguments | {"shards": 1})
     old = contents(out)
-    swap = convert_module._swap
+    swap = convert_module.replace_directory
 
     def stop_in_swap(work, place):
         if before == "second rename":
-            place.rename(convert_module._old(place))
+            place.rename(set_aside(place))
         if before == "clean-up":
             swap(work, place)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module, "_swap", stop_in_swap)
+        patch.setattr(convert_module, "replace_directory", stop_in_swap)
         with pytest.raises(KeyboardInterrupt):
             convert(out=out, **arguments)
     if before != "clean-up":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -111,6 +112,15 @@ def test_an_interruption_leaves_the_older_run_whole(dataset, tmp_path):
     for x, y in zip(before, weights_of(open_run(out)), strict=True):
         np.testing.assert_array_equal(x, y)
     assert open_run(out).config.seed == 1
+
+
+def test_a_run_killed_while_it_takes_its_place_is_not_lost(run, tmp_path):
+    """Between the two renames neither name holds a run; the next training puts the older one back first."""
+    aside = tmp_path / "run.old"
+    shutil.copytree(run.folder, aside)
+    with pytest.raises(DataError, match="no such dataset directory"):
+        train(run.config.model_copy(update={"data": str(tmp_path / "nothing")}), tmp_path / "run")
+    assert_same_weights(run, open_run(tmp_path / "run"))
 
 
 def test_another_configuration_does_not_go_on_from_the_interrupted_one(dataset, tmp_path):
