@@ -135,3 +135,56 @@ class Focal(_FromLogits):
     def get_config(self) -> dict[str, Any]:
         """Arguments of `__init__`."""
         return {**super().get_config(), "alpha": self.alpha, "gamma": self.gamma}
+
+
+@keras.saving.register_keras_serializable(package="mtlzoo")
+class SquaredError(_FromLogits):
+    """Squared error of a probability or of a ratio in [0, 1], as a mean over the task's population.
+
+        l(y, p) = (p - min(max(y, 0), 1))^2,   L = sum_i w_i l(y_i, p_i) / sum_i w_i
+
+    Of a binary label it is the Brier score. With `positives_only` an impression counts only where its label is above 0,
+    `w_i` becoming `w_i 1[y_i > 0]`: the label of a ratio (the share of a video that was played) then needs no parent.
+
+    Args:
+        positives_only: Whether labels of 0 are left out. With binary labels nothing but ones would be left to learn
+            from; leave it off there.
+        reduction: Any of Keras's. Defaults to `"mean_with_sample_weight"`.
+        name: Name of the loss.
+
+    Inputs: as `BinaryCrossentropy`; `y_true` may be any number.
+
+    Raises:
+        ValueError: Labels and predictions differ in shape.
+
+    Example:
+        >>> loss = SquaredError(positives_only=True)
+        >>> float(loss([[0.75], [0.0]], [[0.5], [0.5]]))
+        0.0625
+
+    Source: Xiao et al. (arXiv 2008.09872), the play-ratio loss of the released code, which is `positives_only=True`.
+    """
+
+    def __init__(
+        self,
+        positives_only: bool = False,
+        reduction: str | None = "mean_with_sample_weight",
+        name: str | None = "squared_error",
+    ) -> None:
+        super().__init__(reduction, name)
+        self.positives_only = bool(positives_only)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The reduced loss."""
+        if self.positives_only:
+            positive = ops.cast(ops.convert_to_tensor(y_true) > 0, "float32")
+            sample_weight = positive if sample_weight is None else positive * ops.cast(sample_weight, "float32")
+        return super().__call__(y_true, y_pred, sample_weight)
+
+    def elementwise(self, labels: Any, logits: Any) -> Any:
+        """Through the sigmoid of the logit."""
+        return ops.square(ops.sigmoid(logits) - ops.clip(labels, 0.0, 1.0))
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of `__init__`."""
+        return {**super().get_config(), "positives_only": self.positives_only}

@@ -1,5 +1,6 @@
 """Impressions to TFRecords and back: schema, vocabularies, shards, `tf.data` batches."""
 
+from pipelines.alternate import alternate_tasks
 from pipelines.convert import convert
 from pipelines.dataset import Dataset, open_dataset
 from pipelines.errors import DataError
@@ -15,6 +16,7 @@ __all__ = [
     "Numeric",
     "Schema",
     "Target",
+    "alternate_tasks",
     "convert",
     "load_schema",
     "open_dataset",

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import log_loss
 
-from mtlzoo.losses import BinaryCrossentropy, Focal
+from mtlzoo.losses import BinaryCrossentropy, Focal, SquaredError
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (40, 1)).astype("float32")
 LOGITS = RNG.normal(size=(40, 1)).astype("float32") * 3
-LOSSES = [BinaryCrossentropy(), BinaryCrossentropy(pos_weight=3.0), Focal(0.75, 2.0)]
+LOSSES = [BinaryCrossentropy(), BinaryCrossentropy(pos_weight=3.0), Focal(0.75, 2.0), SquaredError()]
 
 
 def sigmoid(z):
@@ -42,6 +42,19 @@ def test_focal_without_focus_is_half_the_cross_entropy():
     p = keras.ops.sigmoid(LOGITS)
     half = 0.5 * float(BinaryCrossentropy()(LABELS, p))
     assert float(Focal(0.5, 0.0)(LABELS, p)) == pytest.approx(half, rel=1e-6)
+
+
+def test_squared_error_by_its_formula():
+    p, ratio = sigmoid(LOGITS), RNG.uniform(-0.5, 1.5, LOGITS.shape)
+    errors, weights = (p - np.clip(ratio, 0, 1)) ** 2, RNG.random(LOGITS.shape)
+    y_pred = keras.ops.sigmoid(LOGITS)
+    assert float(SquaredError()(ratio, y_pred)) == pytest.approx(errors.mean(), rel=1e-5)
+    positive = ratio > 0
+    played = SquaredError(positives_only=True)
+    assert float(played(ratio, y_pred)) == pytest.approx(errors[positive].mean(), rel=1e-5)
+    expected = (weights * errors)[positive].sum() / weights[positive].sum()
+    assert float(played(ratio, y_pred, sample_weight=weights)) == pytest.approx(expected, rel=1e-5)
+    assert float(played(np.zeros_like(ratio), y_pred)) == 0.0
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -87,7 +100,14 @@ def test_other_reductions():
     assert float(BinaryCrossentropy(reduction="sum")(LABELS, p)) == pytest.approx(float(np.sum(each)), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [BinaryCrossentropy(2.0, name="b"), Focal(0.75, 1.5, reduction="sum", name="f")])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        BinaryCrossentropy(2.0, name="b"),
+        Focal(0.75, 1.5, reduction="sum", name="f"),
+        SquaredError(positives_only=True, name="s"),
+    ],
+)
 def test_serialization(loss):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is type(loss)

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-TRAINING_SETTINGS = ("learning_rate", "patience", "monitor", "loss_weights")
+TRAINING_SETTINGS = ("learning_rate", "patience", "monitor", "alternate", "preset")
+DOTTED_SETTINGS = ("loss_weights", "lottery")
 
 
 def parse_settings(model: str, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,19 +27,19 @@ def parse_settings(model: str, settings: list[str]) -> tuple[dict[str, Any], dic
         key, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, got {setting!r}")
-        top, _, task = key.partition(".")
+        top, _, part = key.partition(".")
         if key in known:
             value = parse_value(text)
             one_of_many = isinstance(defaults[key], tuple) and not isinstance(value, list)
             arguments[key] = [value] if one_of_many else value
-        elif top == "loss_weights" and task:
-            training.setdefault("loss_weights", {})[task] = parse_value(text)
-        elif key in TRAINING_SETTINGS and key != "loss_weights":
+        elif top in DOTTED_SETTINGS and part:
+            training.setdefault(top, {})[part] = parse_value(text)
+        elif key in TRAINING_SETTINGS:
             training[key] = parse_value(text)
         else:
             raise ValueError(
                 f"--set: {model} has no setting {key!r}; its arguments: {', '.join(known)}; of training: "
-                f"learning_rate, patience, monitor, loss_weights.TASK"
+                f"{', '.join(TRAINING_SETTINGS)}, loss_weights.TASK, lottery.SETTING"
             )
     return arguments, training
 

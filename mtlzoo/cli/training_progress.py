@@ -25,12 +25,18 @@ class TrainingProgress(keras.callbacks.Callback):
         self._bars: Progress | None = None
         self._bar: Any = None
         self._stack: Any = None
+        self._announced = ""
+
+    def announce(self, text: str) -> None:
+        """Names the trainings that follow, instead of the number of their epoch; an empty text ends that."""
+        self._announced = text
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the epoch's bar."""
         self._stack = progress_bars()
         self._bars = self._stack.__enter__()
-        self._bar = self._bars.add_task(f"epoch {epoch + 1} of at most {self._epochs}", total=self.params.get("steps"))
+        title = self._announced or f"epoch {epoch + 1} of at most {self._epochs}"
+        self._bar = self._bars.add_task(title, total=self.params.get("steps"))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Moves the bar."""
@@ -42,14 +48,15 @@ class TrainingProgress(keras.callbacks.Callback):
         self.close()
         logs = logs or {}
         aucs = [
-            f"{key.removeprefix('val_').removesuffix('_auc')} {value:.4f}"
+            f"{key.removeprefix('val_').removesuffix('auc').removesuffix('_')} {value:.4f}".strip()
             for key, value in logs.items()
-            if key.startswith("val_") and key.endswith("_auc")
+            if key.startswith("val_") and key.endswith("auc")
         ]
-        speed = logs.get("impressions_per_second", float("nan"))
+        speed = logs.get("impressions_per_second")
         err.print(
-            f"epoch {epoch + 1}: loss {logs['loss']:.4f}, validation {logs.get('val_loss', float('nan')):.4f}; "
-            f"validation AUC {', '.join(aucs)}; {speed:,.0f} impressions/s",
+            f"{self._announced or f'epoch {epoch + 1}'}: loss {logs['loss']:.4f}, "
+            f"validation {logs.get('val_loss', float('nan')):.4f}; validation AUC {', '.join(aucs)}"
+            + (f"; {speed:,.0f} impressions/s" if speed is not None else ""),
             highlight=False,
             soft_wrap=True,
         )
@@ -65,6 +72,6 @@ def train_with_progress(config: RunConfig, out_folder: Path) -> Run:
     """Trains with a progress bar that leaves the screen whatever happens."""
     progress = TrainingProgress(config.epochs)
     try:
-        return train(config, out_folder, callbacks=[progress])
+        return train(config, out_folder, callbacks=[progress], announce=progress.announce)
     finally:
         progress.close()

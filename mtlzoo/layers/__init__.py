@@ -7,6 +7,7 @@ from mtlzoo.layers.experts import StackedExperts
 from mtlzoo.layers.gate import SoftmaxGate
 from mtlzoo.layers.masked_dense import MaskedDense
 from mtlzoo.layers.mlp import MLP
+from mtlzoo.layers.pairwise_dots import PairwiseDots
 from mtlzoo.layers.pooling import WeightedPooling
 from mtlzoo.layers.probability import ConditionalLogit, JointLogit, Probability
 
@@ -16,6 +17,7 @@ __all__ = [
     "EmbeddingTable",
     "JointLogit",
     "MaskedDense",
+    "PairwiseDots",
     "Probability",
     "SoftmaxGate",
     "StackedExperts",

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlzoo.models.base import MultiTaskModel
 from mtlzoo.models.mmoe import MMoE
+from mtlzoo.models.ncs4cvr import NCS4CVR
 from mtlzoo.models.shared_bottom import SharedBottom
 from mtlzoo.models.single_task import SingleTask
 from pipelines.schema import Schema
@@ -16,9 +17,10 @@ MODELS: dict[str, type[MultiTaskModel]] = {
     "single_task": SingleTask,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
+    "ncs4cvr": NCS4CVR,
 }
 
-__all__ = ["MODELS", "MMoE", "MultiTaskModel", "SharedBottom", "SingleTask", "arguments_of", "create"]
+__all__ = ["MODELS", "NCS4CVR", "MMoE", "MultiTaskModel", "SharedBottom", "SingleTask", "arguments_of", "create"]
 
 
 def create(name: str, schema: Schema, **arguments: Any) -> MultiTaskModel:

@@ -63,7 +63,8 @@ class MultiTaskModel(keras.Model):
             optimizer: `"auto"`: `LazyAdam(1e-3)`. Under `mixed_float16` any optimizer gets loss scaling.
             loss: `"auto"`: binary cross-entropy from logits for each task that the label space trains, as a mean over
                 the task's own population.
-            loss_weights: Dict of floats by task; tasks that it leaves out weigh 1.
+            loss_weights: Dict of floats by task; tasks that it leaves out weigh 1. `None`: the model's own with
+                `loss="auto"`, else 1.
             weighted_metrics: `"auto"`: AUC for every task on its own population. (Keras masks by sample weight only
                 what is given here, not what is given as `metrics`.)
             **kwargs: Further arguments of `keras.Model.compile`.
@@ -78,13 +79,23 @@ class MultiTaskModel(keras.Model):
         if self.dtype_policy.name == "mixed_float16" and not scaled:
             optimizer = RowSparseLossScaleOptimizer(optimizer)
         if isinstance(loss, str) and loss == "auto":
-            loss = {task.name: BinaryCrossentropy() if task.trained else None for task in self.tasks}
-            loss_weights = self._full_loss_weights(loss_weights)
+            loss = self.default_losses()
+            loss_weights = self._full_loss_weights(
+                self.default_loss_weights() if loss_weights is None else loss_weights
+            )
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = {task.name: [AUC(name="auc")] for task in self.tasks}
         super().compile(
             optimizer=optimizer, loss=loss, loss_weights=loss_weights, weighted_metrics=weighted_metrics, **kwargs
         )
+
+    def default_losses(self) -> dict[str, Any]:
+        """What `compile(loss="auto")` takes: a loss for each task that the label space trains, else `None`."""
+        return {task.name: BinaryCrossentropy() if task.trained else None for task in self.tasks}
+
+    def default_loss_weights(self) -> dict[str, float] | None:
+        """What `compile(loss="auto")` weighs the losses with where no weights are given; `None`: all weigh 1."""
+        return None
 
     def _full_loss_weights(self, given: dict[str, float] | None) -> dict[str, float] | None:
         if given is None:
@@ -103,6 +114,13 @@ class MultiTaskModel(keras.Model):
         """Compiles a loaded model as the saved one was; Keras leaves that to classes with a `compile` of their own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def for_serving(self) -> keras.Model:
+        """The model as it is exported: a model with the same inputs and the same probabilities.
+
+        The model itself, unless a class overrides this because it serves cheaper in another form than it trains in.
+        """
+        return self
 
     def get_config(self) -> dict[str, Any]:
         """Everything that builds the model anew, weights aside."""

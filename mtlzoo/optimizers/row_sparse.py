@@ -28,22 +28,28 @@ class RowSparse(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves one variable; called by Keras."""
-        decays = self.weight_decay is not None and self._use_weight_decay(variable)
         if not backend.is_row_sparse(gradient):
-            if decays:
-                self.assign_sub(variable, variable * self._decay(variable, learning_rate))
-            super().update_step(gradient, variable, learning_rate)
+            self._update_dense(gradient, variable, learning_rate)
             return
         gradient = backend.sum_repeated_rows(gradient)
         ids, rows = gradient.indices, ops.cast(gradient.values, variable.dtype)
-        if decays:
+        if self._decays(variable):
             decayed = backend.gather_rows(variable, ids) * self._decay(variable, learning_rate)
             backend.subtract_from_rows(variable, ids, decayed)
         self._update_rows(ids, rows, variable, ops.cast(learning_rate, variable.dtype))
 
+    def _update_dense(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves a whole variable, as Keras does."""
+        if self._decays(variable):
+            self.assign_sub(variable, variable * self._decay(variable, learning_rate))
+        super().update_step(gradient, variable, learning_rate)
+
     def _update_rows(self, ids: Any, gradients: Any, variable: Any, learning_rate: Any) -> None:
         """Moves the rows `ids`, which are distinct, along `gradients`, one row each."""
         raise NotImplementedError
+
+    def _decays(self, variable: Any) -> bool:
+        return self.weight_decay is not None and self._use_weight_decay(variable)
 
     def _decay(self, variable: Any, learning_rate: Any) -> Any:
         return ops.cast(self.weight_decay, variable.dtype) * ops.cast(learning_rate, variable.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mtlzoo.models import MultiTaskModel
 from mtlzoo.serving.raw_features import RawFeatures
 from mtlzoo.serving.warmup import write_warmup
 from pipelines import DataError, Dataset
@@ -73,8 +74,11 @@ def export(
       weights).
     - `serialized_examples`: `inputs`, string `[batch]`, serialized `tf.train.Example`s with the raw features.
 
-    Both give float32 `[batch]` by task. A value that the vocabulary does not know is out of vocabulary; the empty
-    string, the smallest int64, NaN, and an Example without the feature are missing values.
+    What is exported is `model.for_serving()`, for a `MultiTaskModel`: NCS4CVR's masks are folded into its kernels. The
+    model card names the class of the model that was trained.
+
+    Both signatures give float32 `[batch]` by task. A value that the vocabulary does not know is out of vocabulary; the
+    empty string, the smallest int64, NaN, and an Example without the feature are missing values.
 
     Args:
         model: A trained model whose inputs are the packed features of `dataset.schema`.
@@ -108,12 +112,13 @@ def export(
     # TF Serving ignores names that are no numbers, so it cannot pick up an unfinished directory.
     unfinished = path / f".writing-{version}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    servable = _Servable(model, RawFeatures(dataset.schema, dataset.vocabularies))
+    served = model.for_serving() if isinstance(model, MultiTaskModel) else model
+    servable = _Servable(served, RawFeatures(dataset.schema, dataset.vocabularies))
     tf.saved_model.save(servable, str(unfinished), signatures=servable.signatures())
     extra = unfinished / "assets.extra"
     extra.mkdir(exist_ok=True)
     write_warmup(servable.features, path.name, extra, dataset.vocabularies)
-    card = _model_card(model, path.name, version, dataset, metrics)
+    card = _model_card(model, served, path.name, version, dataset, metrics)
     (extra / MODEL_CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
     unfinished.rename(target)
     return target
@@ -125,13 +130,19 @@ def _next_version(path: Path) -> int:
 
 
 def _model_card(
-    model: keras.Model, name: str, version: int, dataset: Dataset, metrics: dict[str, Any] | None
+    model: keras.Model,
+    served: keras.Model,
+    name: str,
+    version: int,
+    dataset: Dataset,
+    metrics: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
         "name": name,
         "version": version,
         "model": type(model).__name__,
         "parameters": int(model.count_params()),
+        **({} if served is model else {"served_parameters": int(served.count_params())}),
         "tasks": [str(task) for task in getattr(model, "tasks", ())] or [t.name for t in dataset.schema.targets],
         "label_space": getattr(model, "label_space", None),
         "data": {

@@ -5,6 +5,7 @@ schema.yaml       the fitted schema of the dataset
 model.keras       the best model, by the monitored value on the validation split
 history.json      per epoch: losses, metrics, impressions per second
 metrics.json      the best epoch, and the evaluation of its model on the validation split
+lottery.json      of NCS4CVR with mask=lottery: density and validation value of every round, the ticket chosen
 checkpoints/      the last epoch's model with its optimizer, to go on from
 logs/             TensorBoard
 """
@@ -17,12 +18,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtlzoo.models import MultiTaskModel
+from mtlzoo.training.presets import preset_of
 from pipelines import DataError, Dataset, open_dataset
 
 CONFIG, SCHEMA, MODEL, HISTORY, METRICS = "config.json", "schema.yaml", "model.keras", "history.json", "metrics.json"
+LOTTERY = "lottery.json"
+
+
+class Lottery(BaseModel):
+    """How tickets are found.
+
+    Attributes:
+        rounds: Number of prunings, at least 1. There is one training more than prunings for each task.
+        final_density: Share of the trunk's connections that the last pruning leaves, in (0, 1].
+        epochs: Epochs of each training.
+        scope: `"global"`: all layers are pruned together; `"layer"`: each by itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(default=4, ge=1)
+    final_density: float = Field(default=0.2, gt=0, le=1)
+    epochs: int = Field(default=1, ge=1)
+    scope: Literal["global", "layer"] = "global"
 
 
 class RunConfig(BaseModel):
@@ -30,6 +51,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         model: Name of the model in `mtlzoo.models.MODELS`.
+        preset: Name of a set of settings in `mtlzoo.training.presets`; what is given besides wins over them.
         arguments: Arguments of the model's class.
         data: Dataset directory.
         epochs: Most epochs to train.
@@ -37,6 +59,9 @@ class RunConfig(BaseModel):
         seed: Seed of initial weights, order of impressions and dropout.
         learning_rate: Of LazyAdam.
         loss_weights: By trained task; 1 where not given.
+        alternate: Whether each batch trains the tasks one after the other, in a step each, instead of all in one; a
+            weight whose gradient is 0 in a step then stays where it is (`LazyAdam(skip_zeros=True)`).
+        lottery: How `ncs4cvr` with `mask=lottery` finds its tickets.
         monitor: What selects the best epoch on the validation split: `"loss"` (lower is better), or `"auc"`, the mean
             over all tasks (higher is better; noisy where a task has few positives).
         patience: Epochs without a better value before training stops early.
@@ -45,6 +70,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    preset: str | None = None
     arguments: dict[str, Any] = {}
     data: str
     epochs: int = Field(default=10, ge=1)
@@ -52,8 +78,19 @@ class RunConfig(BaseModel):
     seed: int = Field(default=1, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     loss_weights: dict[str, float] | None = None
+    alternate: bool = False
+    lottery: Lottery = Lottery()
     monitor: Literal["loss", "auc"] = "loss"
     patience: int = Field(default=2, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not given.get("preset"):
+            return given
+        preset = preset_of(given.get("model", ""), given["preset"])
+        arguments = {**preset.arguments, **given.get("arguments", {})}
+        return {**preset.training, **given, "arguments": arguments}
 
 
 class Run:

@@ -10,35 +10,40 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
-import numpy as np
 from pydantic import BaseModel
 
 from mtlzoo import models
 from mtlzoo.callbacks import Throughput
-from mtlzoo.models import MultiTaskModel
+from mtlzoo.models import NCS4CVR, MultiTaskModel
 from mtlzoo.optimizers import LazyAdam
 from mtlzoo.training.evaluate import evaluate
+from mtlzoo.training.lottery import find_tickets
 from mtlzoo.training.run import (
     CONFIG,
     HISTORY,
+    LOTTERY,
     METRICS,
     MODEL,
     SCHEMA,
+    Lottery,
     Run,
     RunConfig,
     open_run,
     read_json,
     write_json,
 )
-from pipelines import DataError, Dataset, open_dataset, save_schema
+from mtlzoo.training.seeds import epoch_seed, seed_dropout
+from pipelines import DataError, Dataset, alternate_tasks, open_dataset, save_schema
 from pipelines.replace import put_back, replace_directory
 
 _STATE = "state.json"
 _CHECKPOINTS = "checkpoints"
+_TICKETS = "tickets"
 
 
 class _State(BaseModel):
@@ -65,13 +70,20 @@ class _State(BaseModel):
         return self.best_epoch is not None and self.epoch - self.best_epoch >= patience
 
 
-def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callbacks.Callback] = ()) -> Run:
+def train(
+    config: RunConfig,
+    out: str | Path,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    announce: Callable[[str], None] = lambda text: None,
+) -> Run:
     """Trains a model.
 
     Args:
         config: What to train, on what, how long.
         out: The run directory. An older run there is replaced when the new one is complete.
         callbacks: Further Keras callbacks; each epoch is one `fit`.
+        announce: Called with a line of text before every training of a ticket (`ncs4cvr` with `mask=lottery`), and with
+            an empty one behind the last.
 
     Returns:
         The finished run.
@@ -95,24 +107,58 @@ def train(config: RunConfig, out: str | Path, callbacks: Sequence[keras.callback
     keras.utils.set_random_seed(config.seed)
     model = models.create(config.model, dataset.schema, **config.arguments)
 
+    draws_tickets = isinstance(model, NCS4CVR) and model.mask == "lottery"
+    if config.lottery != Lottery() and not draws_tickets:
+        raise ValueError(f"the lottery settings are for ncs4cvr with mask=lottery; this is {config.model}")
+
     work = out.with_name(out.name + ".partial")
     state = _open_work(work, config, dataset)
     if state.epoch:
         model = keras.models.load_model(_checkpoint(work, state.epoch))
     else:
-        model.compile(optimizer=LazyAdam(config.learning_rate), loss_weights=config.loss_weights)
+        # What a task alone does not use must not coast on in another task's step.
+        optimizer = LazyAdam(config.learning_rate, skip_zeros=config.alternate)
+        model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
     try:
         with dataset.damaged_shards_named("train", "valid"):
+            if draws_tickets and not state.epoch:
+                _draw_tickets(model, dataset, config, work, callbacks, announce)
             state = _fit(model, dataset, config, work, state, callbacks)
     except BaseException:
-        if not (work / _STATE).is_file():  # no epoch was finished: nothing to go on from
+        if not _can_go_on(work):
             shutil.rmtree(work)
         raise
 
     best = keras.models.load_model(work / MODEL)
+    shutil.rmtree(work / _TICKETS, ignore_errors=True)
     write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})
     replace_directory(work, out)
     return open_run(out)
+
+
+def _draw_tickets(
+    model: NCS4CVR,
+    dataset: Dataset,
+    config: RunConfig,
+    work: Path,
+    callbacks: Sequence[keras.callbacks.Callback],
+    announce: Callable[[str], None],
+) -> None:
+    """Gives the model its tickets and keeps what was tried."""
+    tickets = find_tickets(
+        model,
+        lambda seed: dataset.read("train", config.batch_size, shuffle=True, seed=seed),
+        dataset.read("valid", config.batch_size),
+        config.lottery,
+        monitor=config.monitor,
+        folder=work / _TICKETS,
+        seed=config.seed,
+        callbacks=callbacks,
+        announce=announce,
+    )
+    announce("")
+    tasks = {t.label: {"rounds": [asdict(r) for r in t.rounds], "chosen": t.chosen} for t in tickets}
+    write_json(work / LOTTERY, {"monitor": config.monitor, "tasks": tasks})
 
 
 def check_trainable(dataset: Dataset) -> None:
@@ -153,13 +199,18 @@ def _open_work(work: Path, config: RunConfig, dataset: Dataset) -> _State:
         "dataset": {"schema": dataset.schema.digest(), "rows": {s: dataset.rows(s) for s in dataset.manifest.splits}},
         "versions": {name: importlib.metadata.version(name) for name in ("mtlzoo", "keras", "tensorflow")},
     }
-    if (work / _STATE).is_file() and read_json(work / CONFIG) == description:
-        return _State.model_validate(read_json(work / _STATE))
+    if _can_go_on(work) and read_json(work / CONFIG) == description:
+        return _State.model_validate(read_json(work / _STATE)) if (work / _STATE).is_file() else _State()
     shutil.rmtree(work, ignore_errors=True)
     (work / _CHECKPOINTS).mkdir(parents=True)
     write_json(work / CONFIG, description)
     save_schema(dataset.schema, work / SCHEMA)
     return _State()
+
+
+def _can_go_on(work: Path) -> bool:
+    """Whether an epoch, or a training of a ticket, was finished."""
+    return (work / _STATE).is_file() or (work / _TICKETS).is_dir()
 
 
 def _fit(
@@ -172,15 +223,18 @@ def _fit(
 ) -> _State:
     valid = dataset.read("valid", batch_size=config.batch_size)
     board = keras.callbacks.TensorBoard(work / "logs", write_graph=False, profile_batch=0)
+    trained = [task.name for task in model.tasks if task.trained]
+    impressions_per_step = max(1, config.batch_size // len(trained)) if config.alternate else config.batch_size
     while state.epoch < config.epochs and not state.patience_spent(config.patience):
         epoch = state.epoch
         seed_dropout(model, epoch_seed(config.seed, epoch))
+        batches = dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, epoch))
         history = model.fit(
-            dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, epoch)),
+            alternate_tasks(batches, trained) if config.alternate else batches,
             validation_data=valid,
             initial_epoch=epoch,
             epochs=epoch + 1,
-            callbacks=[Throughput(config.batch_size), board, *callbacks],
+            callbacks=[Throughput(impressions_per_step), board, *callbacks],
             shuffle=False,  # the dataset shuffles; Keras would warn that it does not
             verbose=0,
         )
@@ -193,19 +247,6 @@ def _fit(
         state = state.after(logs, config.monitor)
         _save(model, work, state)
     return state
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch's order of impressions and of its dropout."""
-    return seed * 100_003 + epoch
-
-
-def seed_dropout(model: keras.Model, seed: int) -> None:
-    """Starts all random streams of a model anew; a saved Keras model does not remember where its streams stood."""
-    states = [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
-    for index, state in enumerate(states):
-        (start,) = np.random.SeedSequence([seed, index]).generate_state(1)
-        state.assign(np.array([start >> 1, 0], dtype=state.dtype))
 
 
 def _checkpoint(work: Path, epoch: int) -> Path:

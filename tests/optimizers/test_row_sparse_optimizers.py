@@ -44,8 +44,11 @@ class NumpyLazyAdam:
     def step(self, ids, values):
         self.t += 1
         g = dense(ids, values).astype("float64")
+        self.move(set(ids), g)
+
+    def move(self, places, g):
         rate = self.lr * np.sqrt(1 - self.b2**self.t) / (1 - self.b1**self.t)
-        for i in set(ids):
+        for i in places:
             self.m[i] = self.b1 * self.m[i] + (1 - self.b1) * g[i]
             self.v[i] = self.b2 * self.v[i] + (1 - self.b2) * g[i] ** 2
             self.w[i] -= rate * self.m[i] / (np.sqrt(self.v[i]) + self.eps)
@@ -258,3 +261,30 @@ def test_training_goes_on_from_a_saved_model_as_if_never_stopped(ours, tmp_path)
         m.fit(ids, labels, batch_size=64, shuffle=False, verbose=0)
     for x, y in zip(model.weights + model.optimizer.variables, again.weights + again.optimizer.variables, strict=True):
         np.testing.assert_allclose(x.numpy(), y.numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_skip_zeros_leaves_elements_without_gradient_alone():
+    """Against numpy, element by element; decay of a weight included."""
+    variable = table()
+    optimizer = LazyAdam(0.05, skip_zeros=True, weight_decay=0.1)
+    reference, rng = NumpyLazyAdam(variable.numpy().reshape(-1, 1), lr=0.05), np.random.default_rng(2)
+    for _ in range(20):
+        gradient = rng.normal(size=(ROWS, WIDTH)).astype("float32") * (rng.random((ROWS, WIDTH)) < 0.5)
+        optimizer.apply([tf.constant(gradient)], [variable])
+        moved = np.flatnonzero(gradient)
+        reference.w[moved] *= 1 - 0.05 * 0.1
+        reference.t += 1
+        reference.move(moved, gradient.reshape(-1, 1))
+    np.testing.assert_allclose(variable.numpy().reshape(-1, 1), reference.w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(optimizer._momentums[0].numpy().reshape(-1, 1), reference.m, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(optimizer._velocities[0].numpy().reshape(-1, 1), reference.v, rtol=1e-5, atol=1e-6)
+
+
+def test_skip_zeros_is_adam_where_no_gradient_is_zero():
+    variables = [table(), table()]
+    optimizers = [LazyAdam(0.05, skip_zeros=True), keras.optimizers.Adam(0.05)]
+    for ids, values in random_steps(10, ids_per_step=60):
+        for optimizer, variable in zip(optimizers, variables, strict=True):
+            optimizer.apply([tf.constant(dense(ids, values))], [variable])
+    np.testing.assert_allclose(variables[0].numpy(), variables[1].numpy(), rtol=1e-6)
+    assert LazyAdam.from_config(optimizers[0].get_config()).skip_zeros

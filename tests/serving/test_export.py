@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from mtlzoo.layers import MaskedDense
 from mtlzoo.models import MODELS, create
 from mtlzoo.serving import export, request_of
 from pipelines import DataError, MultiCategorical, Numeric
@@ -184,6 +186,86 @@ def test_the_model_card_says_what_it_is(exported, dataset):
     assert card["parameters"] == model.count_params()
     assert card["data"]["schema_digest"] == dataset.schema.digest()
     assert card["data"]["rows"]["train"] == dataset.rows("train")
+
+
+@pytest.fixture(scope="module")
+def folded(dataset, tmp_path_factory):
+    """An NCS4CVR whose tasks each use about a twentieth of the connections, and its export."""
+    model = trained("ncs4cvr", dataset)
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, MaskedDense):
+            layer.kernel.assign(4.0 * layer.kernel)  # of so few connections, rows would else hardly differ
+            is_open = random.random(layer.gates.shape) < 0.05
+            log_alpha = np.where(
+                is_open, random.uniform(0.1, 4.0, is_open.shape), -random.uniform(2.5, 8.0, is_open.shape)
+            )
+            layer.gates.assign(log_alpha / layer.gate_scale)
+            np.testing.assert_array_equal(np.asarray(layer.masks()) > 0, is_open)
+    path = tmp_path_factory.mktemp("served") / "ncs4cvr"
+    return model, export(model, path, dataset=dataset)
+
+
+def answers_of(target, dataset, rows) -> dict[str, np.ndarray]:
+    predict = tf.saved_model.load(str(target)).signatures["serving_default"]
+    request = {name: tf.constant(values) for name, values in request_of(dataset.schema, rows).items()}
+    return {task: p.numpy() for task, p in predict(**request).items()}
+
+
+def test_folded_masks_give_the_training_paths_probabilities(folded, dataset, raw_rows):
+    model, target = folded
+    answers = answers_of(target, dataset, raw_rows)
+    for task, expected in training_path(model, dataset, raw_rows).items():
+        assert np.ptp(expected) > 1e-3, "the rows must differ, or equality shows nothing"
+        np.testing.assert_allclose(answers[task], expected, rtol=0, atol=1e-6, err_msg=task)
+
+
+def test_a_folded_export_holds_no_masks(folded, dataset, raw_rows, tmp_path):
+    model, target = folded
+    card = json.loads((target / "assets.extra" / "model_card.json").read_text())
+    assert card["model"] == "NCS4CVR"
+    assert card["parameters"] == model.count_params()
+    # A plain clone knows nothing of folding, and is exported as it is.
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    unfolded = export(clone, tmp_path / "clone", dataset=dataset)
+    assert "served_parameters" not in json.loads((unfolded / "assets.extra" / "model_card.json").read_text())
+    answers = answers_of(target, dataset, raw_rows)
+    for task, p in answers_of(unfolded, dataset, raw_rows).items():
+        np.testing.assert_allclose(p, answers[task], rtol=0, atol=1e-6)
+    shapes, unfolded_shapes = variable_shapes(target), variable_shapes(unfolded)
+    masks = [(2, *layer.kernel.shape) for layer in model.layers if isinstance(layer, MaskedDense)]
+    assert set(masks) <= set(unfolded_shapes)
+    assert max(len(shape) for shape in shapes) == 2
+    assert sum(int(np.prod(shape)) for shape in shapes) == card["served_parameters"]
+    assert megabytes(target) < 0.7 * megabytes(unfolded)
+
+
+def variable_shapes(target) -> list[tuple[int, ...]]:
+    listed = tf.train.list_variables(str(target / "variables" / "variables"))
+    return [tuple(shape) for name, shape in listed if name.startswith("model_variables/")]
+
+
+def megabytes(target) -> float:
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
+
+
+def test_open_masks_are_served_by_the_operations_of_separate_trunks(dataset, tmp_path):
+    """The most that a folded export can cost is what Shared-Bottom with towers of the trunk's widths costs."""
+    plain = {"embedding_dim": 4, "dropout": 0.0}
+    models = {
+        "folded": create("ncs4cvr", dataset.schema, trunk_units=(32, 16), **plain),
+        "towers": create("shared_bottom", dataset.schema, bottom_units=(), tower_units=(32, 16), **plain),
+    }
+    operations, shapes = {}, {}
+    for name, model in models.items():
+        target = export(model, tmp_path / name, dataset=dataset)
+        graph = tf.saved_model.load(str(target)).signatures["serving_default"].graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        operations[name], shapes[name] = Counter(node.op for node in nodes), Counter(variable_shapes(target))
+    assert operations["folded"] == operations["towers"]
+    assert operations["folded"]["MatMul"] >= 6
+    assert shapes["folded"] == shapes["towers"]
 
 
 def test_a_model_of_another_schema_is_refused(exported, dataset, tmp_path):

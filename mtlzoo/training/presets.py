@@ -1,0 +1,57 @@
+"""Named sets of settings, for a model as a paper has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that differ from the defaults.
+
+    Attributes:
+        arguments: Of the model's class.
+        training: Of `RunConfig`.
+    """
+
+    arguments: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+# Widths, initializer, losses, their weights, rates, rounds and alternation: the released code of arXiv 2008.09872.
+_NCS4CVR_PAPER = Preset(
+    arguments={
+        "trunk_units": [512, 256, 128],
+        "pairwise_dots": True,
+        "mask": "lottery",
+        "losses": "paper",
+        "kernel_initializer": "glorot_normal",
+        "embedding_dim": 16,
+        "dropout": 0.0,
+        "label_space": "cvr_clicked",
+    },
+    training={
+        "learning_rate": 1e-4,
+        "alternate": True,
+        "lottery": {"rounds": 4, "final_density": 0.2, "epochs": 1, "scope": "global"},
+    },
+)
+
+PRESETS: dict[str, dict[str, Preset]] = {"ncs4cvr": {"paper": _NCS4CVR_PAPER}}
+
+
+def preset_of(model: str, name: str) -> Preset:
+    """A preset of a model.
+
+    Raises:
+        ValueError: The model has no such preset; the message lists those that it has.
+
+    Example:
+        >>> preset_of("ncs4cvr", "paper").training["alternate"]
+        True
+    """
+    known = PRESETS.get(model, {})
+    if name not in known:
+        raise ValueError(f"{model} has no preset {name!r}; it has {', '.join(known) or 'none'}")
+    return known[name]
