@@ -22,6 +22,8 @@ DEPENDENCIES = [
     "PyYAML>=6.0,<7",  # schema.yaml
     "typer>=0.16,<1",  # the command line
     "rich>=14,<16",  # tables and progress bars
+    "matplotlib>=3.10,<3.12",  # figures of what a model learned
+    "jinja2>=3.1,<4",  # the report of `mtlzoo explain`
 ]
 
 DEVELOPMENT = [
@@ -44,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["mtlzoo", "mtlzoo.*", "pipelines", "pipelines.*"]),
-    package_data={"mtlzoo": ["py.typed"], "pipelines": ["py.typed"]},
+    package_data={"mtlzoo": ["py.typed", "inspection/*.j2"], "pipelines": ["py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"dev": DEVELOPMENT},
     entry_points={"console_scripts": ["mtlzoo=mtlzoo.cli:main"]},

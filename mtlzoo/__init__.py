@@ -8,7 +8,18 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("callbacks", "layers", "losses", "metrics", "models", "optimizers", "serving", "tasks", "training")
+_MODULES = (
+    "callbacks",
+    "inspection",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "serving",
+    "tasks",
+    "training",
+)
 
 __all__ = ["__version__", *_MODULES]
 

@@ -1,4 +1,4 @@
-"""The commands around models: train, evaluate, export, models, demo."""
+"""The commands around models: train, evaluate, explain, export, models, demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mtlzoo.cli.data import app as data_app
+from mtlzoo.cli.explain import explain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +45,8 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An argument of the model, or learning_rate, patience, monitor (loss or auc), loss_weights.TASK.",
+            help="An argument of the model, or learning_rate, patience, monitor (loss or auc), preset, alternate, "
+            "loss_weights.TASK, lottery.SETTING.",
         ),
     ] = None,
 ) -> None:
@@ -96,6 +98,9 @@ def evaluate(
         out.print(
             evaluation_table(evaluation, f"{run.config.model} on the {split} split ({evaluation['rows']:,} rows)")
         )
+
+
+app.command()(explain)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import keras
 from pydantic import BaseModel
 
 from mtlzoo import models
-from mtlzoo.callbacks import Throughput
+from mtlzoo.callbacks import MaskDensity, Throughput
 from mtlzoo.models import NCS4CVR, MultiTaskModel
 from mtlzoo.optimizers import LazyAdam
 from mtlzoo.training.evaluate import evaluate
@@ -234,7 +234,7 @@ def _fit(
             validation_data=valid,
             initial_epoch=epoch,
             epochs=epoch + 1,
-            callbacks=[Throughput(impressions_per_step), board, *callbacks],
+            callbacks=[Throughput(impressions_per_step), MaskDensity(), board, *callbacks],
             shuffle=False,  # the dataset shuffles; Keras would warn that it does not
             verbose=0,
         )

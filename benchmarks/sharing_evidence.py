@@ -1,0 +1,177 @@
+"""Does NCS4CVR's sharing pay? Its test AUC against SingleTask and SharedBottom with the same trunk, paired over seeds.
+
+    python benchmarks/sharing_evidence.py NAME [--knobs opposite_share=0.4 ...] [--rows N] [--work DIR]
+    python benchmarks/sharing_evidence.py NAME --data DIR [--raw DIR]
+        [--contenders single_task single_task:esmm_product shared_bottom ncs4cvr ncs4cvr_lottery ...] [--seeds 5]
+        [--trunk 256 128 64] [--set key=value ...] [--epochs N] [--batch-size N] [--jobs 2]
+
+Without --data it runs on the synthetic funnel, where each seed has a log of its own (another world, other rows), so
+that pairing over seeds pairs worlds and initial weights, and intervals speak of worlds. With --data all seeds share one
+dataset, and intervals speak of training noise only (initial weights, order, dropout), not of the sample: another sample
+may turn a gain around. --raw, a directory with the publisher's files, makes DIR if it is not there (NAME: hillstrom or
+census_income).
+
+--set goes to all contenders; what one of them does not know stands behind its name: `ncs4cvr:l0=1e-7`. A bare label
+space there is short for `label_space=...`; each model has its own default, SingleTask's is `cvr_clicked`.
+
+Every run is a training run as `mtlzoo train` makes it (selection on validation) and one evaluation on the test split,
+in a process of its own. Results are kept in `benchmarks/results/NAME.json` as they come; what is there already is not
+run again, unless a default that it was run with has changed. Ctrl-C loses only the runs in progress. Worlds are written
+to --work on demand (one call per directory at a time) and removed after their last run unless --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paired import Gain, Interval, holm, mean_interval, paired_gain, verdict
+from rich.console import Console
+from rich.table import Table
+from sharing_runs import (
+    CONTENDERS,
+    SUBJECT,
+    Trial,
+    add_arguments,
+    paired_results,
+    parse_knobs,
+    run_missing,
+    trial_of,
+    world_of,
+)
+
+from pipelines import DataError, open_dataset
+from pipelines.datasets import prepare
+
+
+def aucs(results: Sequence[dict], task: str) -> list[float]:
+    """Test AUC of a task, per seed."""
+    return [result["tasks"][task]["auc"] for result in results]
+
+
+def means_table(results: dict[str, list[dict]]) -> Table:
+    """Per contender and task the mean AUC, its interval, and the share of the way from 0.5 to the best reachable."""
+    first = next(iter(results.values()))
+    tasks = list(first[0]["tasks"])
+    table = Table(title=f"test AUC, mean of {len(first)} seeds with its 95 % interval")
+    table.add_column("contender")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for contender, runs in results.items():
+        cells = [_with_half(mean_interval(aucs(runs, task))) + _share_of_way(runs, task) for task in tasks]
+        table.add_row(contender, *cells)
+    if "best" in first[0]:
+        bests = [mean_interval([run["best"][task] for run in first]) for task in tasks]
+        table.add_row("best reachable", *map(_with_half, bests))
+    return table
+
+
+def _share_of_way(runs: list[dict], task: str) -> str:
+    if "best" not in runs[0]:
+        return ""
+    shares = [(run["tasks"][task]["auc"] - 0.5) / (run["best"][task] - 0.5) for run in runs]
+    return f", {mean_interval(shares).mean:.1%}"
+
+
+def _with_half(interval: Interval) -> str:
+    return f"{interval.mean:.4f} ± {_number(interval.half, '.4f')}"
+
+
+def _number(value: float, form: str) -> str:
+    return "?" if math.isnan(value) else format(value, form)
+
+
+def connections_table(results: dict[str, list[dict]]) -> Table | None:
+    """Per contender with masks the open connections per task, and how many of them are common; means over seeds."""
+    masked = {contender: runs for contender, runs in results.items() if "density" in runs[0]}
+    if not masked:
+        return None
+    labels = list(next(iter(masked.values()))[0]["density"])
+    table = Table("contender", *labels, "in common", title="open connections of the trunk")
+    for contender, runs in masked.items():
+        shares = [[run["density"][label] for run in runs] for label in labels] + [[run["overlap"] for run in runs]]
+        table.add_row(contender, *(f"{mean_interval(values).mean:.1%}" for values in shares))
+    return table
+
+
+def gains_table(results: dict[str, list[dict]], task: str) -> Table:
+    """NCS4CVR's paired gains in a task over the other contenders, and the verdicts after Holm's correction."""
+    subjects = [contender for contender in results if contender.startswith(SUBJECT)]
+    pairs = [(subject, other) for subject in subjects for other in results if other not in subjects]
+    gains = [paired_gain(aucs(results[subject], task), aucs(results[other], task)) for subject, other in pairs]
+    corrected = holm([gain.p for gain in gains])
+    table = Table(title=f"gain in test AUC of {task}")
+    table.add_column("of")
+    table.add_column("over")
+    for heading in ("gain", "95 % interval", "p", "p (Holm)", "wins", "verdict"):
+        table.add_column(heading, justify="right")
+    for (subject, other), gain, p in zip(pairs, gains, corrected, strict=True):
+        table.add_row(subject, other, *gain_cells(gain, p))
+    return table
+
+
+def gain_cells(gain: Gain, corrected_p: float) -> tuple[str, ...]:
+    """A gain as six cells: mean, interval, p, corrected p, wins, verdict."""
+    interval = gain.interval
+    bounds = f"{_number(interval.low, '+.4f')} to {_number(interval.high, '+.4f')}"
+    chances = (_chance(gain.p), _chance(corrected_p))
+    wins = f"{gain.wins}/{gain.pairs}"
+    return (f"{interval.mean:+.4f}", bounds, *chances, wins, verdict(gain, corrected_p))
+
+
+def _chance(p: float) -> str:
+    return "<0.0001" if p < 0.0001 else _number(p, ".4f")
+
+
+def trials_of(options: argparse.Namespace) -> list[Trial]:
+    """All runs, seed by seed."""
+    if options.raw and not options.data:
+        raise ValueError("--raw needs --data, the directory to convert to")
+    if options.raw and not options.data.exists():
+        prepare(options.name, options.raw, options.data)
+    if options.data and options.knobs:
+        raise ValueError("--knobs are of the synthetic funnel, which --data leaves out")
+    if options.data:
+        open_dataset(options.data)  # refused now, not by every run
+    knobs = parse_knobs(options.knobs)
+    return [
+        trial_of(contender, options, seed, options.data or world_of(options, seed, knobs))
+        for seed in range(1, options.seeds + 1)
+        for contender in dict.fromkeys(options.contenders)
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs what is missing and prints the tables; the exit code is 1 where a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), metavar="NAME[:LABEL_SPACE][:KEY=VALUE]")
+    parser.add_argument("--data", type=Path, help="dataset directory; without it: the synthetic funnel")
+    parser.add_argument("--raw", type=Path, help="publisher's files, to make --data of")
+    options = parser.parse_args(words)
+    console = Console(width=120, highlight=False)
+    try:
+        trials = trials_of(options)
+        succeeded = run_missing(trials, options.name, options, console)
+        results = paired_results(trials, options.name)
+    except (DataError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; the same call goes on\n")
+    console.print(means_table(results))
+    if table := connections_table(results):
+        console.print(table)
+    for task in next(iter(results.values()))[0]["tasks"]:
+        console.print(gains_table(results, task))
+    noise = "training noise only, not of the sample" if options.data else "worlds, rows and initial weights"
+    console.print(f"Intervals speak of {noise}. Holm's correction is over the rows of a table.")
+    return 0 if succeeded else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the runs in progress, too
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The report of `mtlzoo explain`: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mtlzoo.inspection.mask_sections import mask_sections
+from mtlzoo.inspection.section import Section, Table, decimal
+from mtlzoo.models import MultiTaskModel
+from mtlzoo.training import Run
+from pipelines import DataError
+
+_TEMPLATE = "report.html.j2"
+# Settings that the report words itself.
+_SHOWN = {"model", "arguments", "data", "epochs", "batch_size", "seed", "learning_rate", "monitor"}
+
+
+def write_report(run: Run, path: str | Path, model: MultiTaskModel | None = None) -> Path:
+    """Writes what a run's model learned into one HTML file, figures inside, without scripts and network.
+
+    Args:
+        run: A finished run of a model with masks.
+        path: The file to write; replaced by rename when the new one is complete. Its directory is made.
+        model: The run's model where it is loaded already; otherwise it is loaded.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: There is nothing to explain: the model has no masks.
+        DataError: A file of the run is damaged, or `path` is a directory.
+
+    Example:
+        >>> write_report(mtlzoo.training.open_run("runs/ncs4cvr"), "report.html")
+        PosixPath('report.html')
+
+    Source: our design.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name the file to write, {path / 'report.html'} for example")
+    model = model if model is not None else run.model()
+    html = rendered(f"{run.config.model}: {run.folder.name}", [training_section(run), *mask_sections(run, model)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def rendered(title: str, sections: list[Section]) -> str:
+    """Sections as an HTML page; all text is escaped.
+
+    Args:
+        title: Title of the page.
+        sections: In order.
+    """
+    environment = Environment(
+        loader=PackageLoader("mtlzoo.inspection", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(_TEMPLATE).render(title=title, sections=sections)
+
+
+def training_section(run: Run) -> Section:
+    """What was trained, and how good it is on the validation split."""
+    config, metrics = run.config, run.metrics
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "data": config.data,
+        "seed": config.seed,
+        "epochs": f"{len(run.history)} of at most {config.epochs}; epoch {metrics['best_epoch']} was kept",
+        "chosen by": f"validation {'AUC' if config.monitor == 'auc' else 'loss'}",
+        "impressions per step": f"{config.batch_size:,}",
+        "learning rate": config.learning_rate,
+        **{name: value for name, value in config.model_dump(exclude_defaults=True).items() if name not in _SHOWN},
+        **{f"argument {name}": value for name, value in config.arguments.items()},
+    }
+    evaluation = metrics["valid"]["tasks"]
+    tables = (
+        Table(("setting", "value"), tuple((name, str(value)) for name, value in settings.items())),
+        Table(
+            ("task", "validation AUC", "rows", "positives"),
+            tuple(
+                (task, decimal(values["auc"], 4), f"{values['rows']:,}", f"{values['positives']:,}")
+                for task, values in evaluation.items()
+            ),
+        ),
+    )
+    text = "Arguments that are not named have their defaults. Each task is evaluated on its own population."
+    return Section("What was trained", text, tables)
