@@ -71,4 +71,5 @@ def validated(kind: Any, **values: Any) -> Any:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise ValueError(f"{where}: {fault['msg']} (got {fault['input']!r})") from None
+        message = fault["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {message} (got {fault['input']!r})" if where else message) from None

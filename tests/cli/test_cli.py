@@ -100,6 +100,13 @@ def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
     assert "--set takes KEY=VALUE, got 'x'" in refused("train", "mmoe", *data, "--set", "x")
     assert "learning_rate" in refused("train", "mmoe", *data, "--set", "learning_rate=fast")
     assert "trains only click, ctcvr" in refused("train", "mmoe", *data, "--set", "loss_weights.conversion=2")
+    lottery = ["train", "ncs4cvr", *data, "--set", "mask=lottery", "--set"]
+    assert "lottery.rounds: Input should be greater than or equal to 1" in refused(*lottery, "lottery.rounds=0")
+    assert "lottery.final_density: Input should be less than or equal to 1" in refused(
+        *lottery, "lottery.final_density=2"
+    )
+    assert "the lottery settings are for ncs4cvr" in refused("train", "mmoe", *data, "--set", "lottery.rounds=3")
+    assert "mmoe has no preset 'paper'; it has none" in refused("train", "mmoe", *data, "--set", "preset=paper")
     assert "no such dataset directory" in refused("train", "mmoe", "--data", tmp_path / "no", "--out", tmp_path / "run")
     assert "no such run directory" in refused("evaluate", tmp_path / "no")
     assert "has no split 'tset'" in refused("evaluate", work / "run", "--split", "tset")
@@ -159,6 +166,11 @@ def test_settings_are_parted_between_model_and_training():
     arguments, training = parse_settings("mmoe", ["num_experts=8", "patience=3", "loss_weights.click=2"])
     assert arguments == {"num_experts": 8}
     assert training == {"patience": 3, "loss_weights": {"click": 2}}
+    arguments, training = parse_settings(
+        "ncs4cvr", ["mask=lottery", "lottery.rounds=2", "preset=paper", "alternate=no"]
+    )
+    assert arguments == {"mask": "lottery"}
+    assert training == {"lottery": {"rounds": 2}, "preset": "paper", "alternate": False}
 
 
 def test_the_demo_runs_the_whole_job(tmp_path):
