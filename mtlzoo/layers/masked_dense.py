@@ -42,21 +42,22 @@ class MaskedDense(keras.layers.Layer):
 
     `mask="fixed"` reads M from a non-trainable weight, all ones until `set_masks`. Masking stops gradients, not
     optimizers: a connection that is closed for every task stays where it is under an optimizer that starts with the
-    masks, but momentum from before `set_masks` or from another task's step, and weight decay, still move it.
+    masks, but momentum from before `set_masks` or from another task's step, and weight decay, still move it, unless the
+    optimizer leaves alone what has no gradient (`LazyAdam(skip_zeros=True)`).
 
     Args:
         units: Width of the output.
         num_tasks: Number of tasks T, at least 1.
         mask: `"learned"` or `"fixed"`.
-        estimator: `"hard_concrete"` or `"straight_through"`; for learned masks.
+        estimator: `"straight_through"` or `"hard_concrete"`; for learned masks. The first was better on the synthetic
+            funnel and costs less (docs/results.md).
         activation: Activation; none by default.
         l0: Weight of the penalty on open connections, at least 0; for learned masks. It multiplies a sum over tasks and
             connections: the price of a single connection.
         initial_density: Share p of open connections at the start, in (0, 1); for learned masks. The straight-through
             estimator opens a connection from p = 0.5 on, so that it starts with all open above that and none below.
         gate_scale: `log_alpha = gate_scale * weight`: under an Adam it moves `gate_scale` times as fast as the kernel.
-            Closing a connection takes `log_alpha` from about 1 to -2.4, beyond the reach of an Adam of rate 0.001 in
-            an epoch of some hundred steps.
+            By itself an Adam of rate 0.001 would take a thousand steps to close a connection.
         kernel_initializer: Initializer of the kernel.
         seed: Seed of the noise. As with Keras's Dropout, a saved layer starts its noise anew when loaded.
         **kwargs: Of `keras.layers.Layer`.
@@ -83,10 +84,10 @@ class MaskedDense(keras.layers.Layer):
         units: int,
         num_tasks: int,
         mask: str = "learned",
-        estimator: str = "hard_concrete",
+        estimator: str = "straight_through",
         activation: Any = None,
         l0: float = 0.0,
-        initial_density: float = 0.95,
+        initial_density: float = 0.75,
         gate_scale: float = 10.0,
         kernel_initializer: Any = "glorot_uniform",
         seed: int | None = None,

@@ -111,7 +111,7 @@ def test_connections_masked_for_every_task_do_not_move(optimizer):
 
 def test_hard_concrete_is_open_as_often_as_its_closed_form_says():
     values = np.array([-4.0, -2.0, -1.0, 0.0, 1.0, 3.0])
-    layer = MaskedDense(4000, 1, seed=1)
+    layer = MaskedDense(4000, 1, estimator="hard_concrete", seed=1)
     layer.build((None, 6))
     set_log_alpha(layer, values[None, :, None])
     drawn = layer._training_masks().numpy()[0]
@@ -126,7 +126,7 @@ def test_hard_concrete_is_open_as_often_as_its_closed_form_says():
 
 
 def test_hard_concrete_by_its_formula():
-    layer = built(seed=3)
+    layer = built(estimator="hard_concrete", seed=3)
     set_log_alpha(layer, mixed_log_alpha())
     tiny = keras.config.epsilon()
     u = keras.random.uniform((2, 6, 4), tiny, 1.0 - tiny, seed=keras.random.SeedGenerator(3)).numpy().astype("float64")
@@ -169,7 +169,7 @@ def test_noise_is_seeded_and_fresh_at_every_step(in_graph):
     runs = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(0)
-        layer = MaskedDense(4, 2, seed=seed)
+        layer = MaskedDense(4, 2, estimator="hard_concrete", seed=seed)
         layer.build((None, 6))
         call = tf.function(lambda x, layer=layer: layer(x, training=True)) if in_graph else layer
         runs.append([np.stack(call(X) if in_graph else call(X, training=True)) for _ in range(2)])

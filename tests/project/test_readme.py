@@ -1,4 +1,4 @@
-"""The Python and the commands of the README, run as they stand."""
+"""The Python and the commands of the README and of docs/ncs4cvr.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pipelines import convert, load_schema
 from pipelines.synthetic import SyntheticFunnel
 
 README = Path(__file__).parents[2] / "README.md"
+NCS4CVR = README.parent / "docs/ncs4cvr.md"
 MTLZOO = Path(sys.executable).with_name("mtlzoo")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,13 @@ def test_the_python_example_runs_as_it_stands(folder):
     assert (folder / "saved_models/mmoe/1/saved_model.pb").is_file()
 
 
+@pytest.mark.parametrize("number", range(len(blocks("python", NCS4CVR))))
+def test_the_examples_of_ncs4cvr_run_as_they_stand(folder, number):
+    code = blocks("python", NCS4CVR)[number]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_schema_example_is_a_schema(tmp_path):
     (text,) = blocks("yaml")
     path = tmp_path / "schema.yaml"
@@ -46,8 +54,8 @@ def test_the_schema_example_is_a_schema(tmp_path):
     assert [target.name for target in schema.targets] == ["click", "conversion", "ctcvr"]
 
 
-def test_every_command_of_the_readme_exists():
-    text = README.read_text(encoding="utf-8")
+def test_every_command_of_the_pages_exists():
+    text = README.read_text(encoding="utf-8") + NCS4CVR.read_text(encoding="utf-8")
     commands = set(re.findall(r"^mtlzoo ((?:data )?\w+)", text, flags=re.MULTILINE))
     assert {"data convert", "data check", "data prepare", "train", "evaluate", "export"} <= commands
     for command in commands:
