@@ -133,12 +133,12 @@ class NCS4CVR(MultiTaskModel):
         x = embedded.flat()  # [batch, D]
         if pairwise_dots:
             dots = [PairwiseDots(dtype=dtype)(fields) for fields in embedded.fields]
-            x = keras.layers.Concatenate()([*dots, x])
+            x = keras.layers.Concatenate(dtype=dtype)([*dots, x])
         hidden = [x] * len(schema.labels)  # one per task
         for i, layer in enumerate(trunk):
             hidden = layer(hidden) if i else layer(x)
             if dropout:
-                hidden = [keras.layers.Dropout(dropout)(h) for h in hidden]
+                hidden = [keras.layers.Dropout(dropout, dtype=dtype)(h) for h in hidden]
         task_inputs = {label.name: h for label, h in zip(schema.labels, hidden, strict=True)}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
 

@@ -95,7 +95,7 @@ def run(dataset, tmp_path_factory) -> Run:
     """Learned masks, some of them closed, and densities in the history."""
     config = RunConfig(
         model="ncs4cvr",
-        arguments={"trunk_units": [12, 6], "embedding_dim": 4, "l0": 1e-4},
+        arguments={"trunk_units": [12, 6], "embedding_dim": 4, "l0": 1e-4, "initial_density": 0.52},
         data=str(dataset.folder),
         epochs=2,
         batch_size=256,
