@@ -40,6 +40,7 @@ from sharing_runs import (
     paired_results,
     parse_knobs,
     run_missing,
+    seeds_of,
     trial_of,
     world_of,
 )
@@ -140,7 +141,7 @@ def trials_of(options: argparse.Namespace) -> list[Trial]:
     knobs = parse_knobs(options.knobs)
     return [
         trial_of(contender, options, seed, options.data or world_of(options, seed, knobs))
-        for seed in range(1, options.seeds + 1)
+        for seed in seeds_of(options)
         for contender in dict.fromkeys(options.contenders)
     ]
 

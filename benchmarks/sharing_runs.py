@@ -318,6 +318,11 @@ def paired_results(trials: Sequence[Trial], name: str) -> dict[str, list[dict]]:
     return {contender: [results[seed] for seed in seeds] for contender, results in found.items()}
 
 
+def seeds_of(options: argparse.Namespace) -> range:
+    """The seeds that the options ask for."""
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
 def positive(text: str) -> int:
     """A number of the command line, at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -328,7 +333,8 @@ def positive(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line that the benchmarks have in common."""
     parser.add_argument("name", help="of the results")
-    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--seeds", type=positive, default=5, help="how many")
+    parser.add_argument("--first-seed", type=positive, default=1)
     parser.add_argument("--trunk", type=positive, nargs="+", default=[256, 128, 64])
     parser.add_argument("--set", dest="settings", nargs="*", default=[], help="KEY=VALUE, for all contenders")
     parser.add_argument("--epochs", type=positive, default=10)

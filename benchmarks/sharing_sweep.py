@@ -24,7 +24,17 @@ from paired import Gain, holm, paired_gain
 from rich.console import Console
 from rich.table import Table
 from sharing_evidence import aucs, gain_cells
-from sharing_runs import SUBJECT, Trial, add_arguments, paired_results, parse_knobs, run_missing, trial_of, world_of
+from sharing_runs import (
+    SUBJECT,
+    Trial,
+    add_arguments,
+    paired_results,
+    parse_knobs,
+    run_missing,
+    seeds_of,
+    trial_of,
+    world_of,
+)
 
 from pipelines import DataError
 
@@ -53,7 +63,7 @@ def trials_of(options: argparse.Namespace) -> dict[str, dict[float, list[Trial]]
     trials: dict[str, dict[float, list[Trial]]] = {}
     for knob in options.sweep:
         for share in sorted(set(options.shares)):
-            worlds = {seed: world_of(options, seed, {**base, knob: share}) for seed in range(1, options.seeds + 1)}
+            worlds = {seed: world_of(options, seed, {**base, knob: share}) for seed in seeds_of(options)}
             trials.setdefault(knob, {})[share] = [
                 trial_of(contender, options, seed, world) for seed, world in worlds.items() for contender in contenders
             ]
