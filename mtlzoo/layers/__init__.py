@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from mtlzoo.layers.embedding import EmbeddingTable
 from mtlzoo.layers.experts import StackedExperts
+from mtlzoo.layers.feature_scale import FeatureScale
 from mtlzoo.layers.gate import SoftmaxGate
+from mtlzoo.layers.gated_cross import GatedCross, GatedCrossNetwork
+from mtlzoo.layers.hash_codebook import HashCodebook
+from mtlzoo.layers.mask_net import MaskBlock, MaskNet
 from mtlzoo.layers.masked_dense import MaskedDense
 from mtlzoo.layers.mlp import MLP
 from mtlzoo.layers.pairwise_dots import PairwiseDots
 from mtlzoo.layers.pooling import WeightedPooling
 from mtlzoo.layers.probability import ConditionalLogit, JointLogit, Probability
+from mtlzoo.layers.set_gates import InputGates, ModuleGate
+from mtlzoo.layers.task_sensitive_gate import TaskSensitiveGate
 
 __all__ = [
     "MLP",
     "ConditionalLogit",
     "EmbeddingTable",
+    "FeatureScale",
+    "GatedCross",
+    "GatedCrossNetwork",
+    "HashCodebook",
+    "InputGates",
     "JointLogit",
+    "MaskBlock",
+    "MaskNet",
     "MaskedDense",
+    "ModuleGate",
     "PairwiseDots",
     "Probability",
     "SoftmaxGate",
     "StackedExperts",
+    "TaskSensitiveGate",
     "WeightedPooling",
 ]

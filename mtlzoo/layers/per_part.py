@@ -37,10 +37,11 @@ class PerPart(keras.initializers.Initializer):
         """Draws `[D, parts * H]` or `[parts, D, H]`."""
         stacked = len(shape) == 3
         part_shape = tuple(shape[1:]) if stacked else (shape[0], shape[1] // self.parts)
-        draws = [self._of_part(i)(part_shape, dtype=dtype) for i in range(self.parts)]
+        draws = [self.of_part(i)(part_shape, dtype=dtype) for i in range(self.parts)]
         return ops.stack(draws) if stacked else ops.concatenate(draws, axis=1)
 
-    def _of_part(self, index: int) -> Any:
+    def of_part(self, index: int) -> Any:
+        """The initializer of one part, for parts that are variables of their own."""
         config = self.initializer.get_config()
         if isinstance(config.get("seed"), int):
             config["seed"] += index
