@@ -37,8 +37,12 @@ def train(
     model: Annotated[str, typer.Argument(help="Name of the model; `mtlzoo models` lists them.")],
     data: DataOption,
     out_folder: Annotated[Path, typer.Option("--out", help="Run directory to write.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Most epochs; training stops early.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="Impressions per step.")] = 4096,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Most epochs; training stops early. Default: the preset's, or 10.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Impressions per step. Default: the preset's, or 4096.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 1,
     settings: Annotated[
         list[str] | None,
@@ -58,16 +62,9 @@ def train(
     from mtlzoo.training import RunConfig
 
     arguments, training = parse_settings(model, settings or [])
-    config = validated(
-        RunConfig,
-        model=model,
-        arguments=arguments,
-        data=str(data),
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        **training,
-    )
+    sizes = {"epochs": epochs, "batch_size": batch_size}
+    training |= {name: size for name, size in sizes.items() if size is not None}
+    config = validated(RunConfig, model=model, arguments=arguments, data=str(data), seed=seed, **training)
     run = train_with_progress(config, out_folder)
     out.print(evaluation_table(run.metrics["valid"], f"{model} on the validation split"))
     err.print(f"run: {out_folder}", highlight=False)

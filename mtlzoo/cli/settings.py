@@ -45,13 +45,17 @@ def parse_settings(model: str, settings: list[str]) -> tuple[dict[str, Any], dic
 
 
 def parse_value(text: str) -> Any:
-    """A value as YAML reads it; `256,128` is a list, `1e-3` a number."""
-    value = yaml.safe_load(f"[{text}]") if "," in text and not text.startswith("[") else yaml.safe_load(text)
-    return [_number(v) for v in value] if isinstance(value, list) else _number(value)
+    """A value as YAML reads it; `256,128` is a list, `{a: 1}` a dict, `1e-3` a number."""
+    several = "," in text and text[0] not in "[{"
+    return _with_numbers(yaml.safe_load(f"[{text}]" if several else text))
 
 
-def _number(value: Any) -> Any:
+def _with_numbers(value: Any) -> Any:
     # YAML 1.1 takes 1e-3 for text, since it lacks a point.
+    if isinstance(value, list):
+        return [_with_numbers(v) for v in value]
+    if isinstance(value, dict):
+        return {key: _with_numbers(v) for key, v in value.items()}
     if isinstance(value, str):
         try:
             return float(value)

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from mtlzoo.models.base import MultiTaskModel
+from mtlzoo.models.dtn import DTN
 from mtlzoo.models.mmoe import MMoE
 from mtlzoo.models.ncs4cvr import NCS4CVR
 from mtlzoo.models.shared_bottom import SharedBottom
@@ -18,9 +19,10 @@ MODELS: dict[str, type[MultiTaskModel]] = {
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "ncs4cvr": NCS4CVR,
+    "dtn": DTN,
 }
 
-__all__ = ["MODELS", "NCS4CVR", "MMoE", "MultiTaskModel", "SharedBottom", "SingleTask", "arguments_of", "create"]
+__all__ = ["DTN", "MODELS", "NCS4CVR", "MMoE", "MultiTaskModel", "SharedBottom", "SingleTask", "arguments_of", "create"]
 
 
 def create(name: str, schema: Schema, **arguments: Any) -> MultiTaskModel:

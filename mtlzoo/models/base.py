@@ -190,9 +190,23 @@ def tower_logits(
     Returns:
         Logit `[batch, 1]` by label.
     """
-    logits = {}
-    for label in schema.labels:
-        tower = MLP(units, dropout=dropout, dtype=dtype, name=f"{label.name}_tower")
-        head = keras.layers.Dense(1, dtype=dtype, name=f"{label.name}_logit")
-        logits[label.name] = head(tower(task_inputs[label.name]))
-    return logits
+    return {
+        label.name: tower_logit(label.name, task_inputs[label.name], units, dropout, dtype) for label in schema.labels
+    }
+
+
+def tower_logit(label: str, task_input: Any, units: tuple[int, ...], dropout: float, dtype: Any) -> Any:
+    """A tower (MLP) and a logit head for one label.
+
+    Args:
+        label: Name of the label; the layers are named for it.
+        task_input: `[batch, H]`.
+        units: Widths of the tower's layers.
+        dropout: Dropout rate behind each of them.
+        dtype: Policy of the layers.
+
+    Returns:
+        Logit `[batch, 1]`.
+    """
+    tower = MLP(units, dropout=dropout, dtype=dtype, name=f"{label}_tower")
+    return keras.layers.Dense(1, dtype=dtype, name=f"{label}_logit")(tower(task_input))

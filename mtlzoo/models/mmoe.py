@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import keras
 from mtlzoo.layers import SoftmaxGate, StackedExperts
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.models.interactions import Interactions
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -23,6 +25,10 @@ class MMoE(MultiTaskModel):
         schema: Fitted schema.
         num_experts: Number of experts E_i, each an MLP.
         expert_units: Widths of each expert's layers.
+        experts: Experts that are no MLPs: names of modules of feature interaction (`"masknet"`, `"gdcn"`, `"memonet"`)
+            or Keras layers of your own from `[B, D]` to `[B, expert_units[-1]]`. There are as many experts as stand
+            there; `num_experts` does not count then.
+        expert_settings: By name, arguments of a module's layer that differ from its defaults.
         tower_units: Widths of each task's tower.
         embedding_dim: Width of embeddings that the schema leaves open.
         dropout: Dropout rate behind each hidden layer.
@@ -31,7 +37,8 @@ class MMoE(MultiTaskModel):
         name: Name of the model.
 
     Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts"
-    (KDD 2018), eq. 6-8. Widths, dropout and label space are our design.
+    (KDD 2018), eq. 6-8. Modules of feature interaction as experts are a control for DTN, which has the same modules.
+    Widths, dropout and label space are our design.
 
     Example:
         >>> model = MMoE(dataset.schema, num_experts=4)
@@ -44,6 +51,8 @@ class MMoE(MultiTaskModel):
         schema: Schema,
         num_experts: int = 4,
         expert_units: tuple[int, ...] = (256, 128),
+        experts: Sequence[Any] = (),
+        expert_settings: Mapping[str, Mapping[str, Any]] | None = None,
         tower_units: tuple[int, ...] = (64,),
         embedding_dim: int = 16,
         dropout: float = 0.1,
@@ -52,13 +61,16 @@ class MMoE(MultiTaskModel):
         name: str = "mmoe",
     ) -> None:
         # Layers
-        experts = StackedExperts(num_experts, expert_units, dropout=dropout, dtype=dtype, name="experts")
+        modules = Interactions(experts, expert_units[-1], expert_settings, dtype) if experts else None
+        mlps = StackedExperts(num_experts, expert_units, dropout=dropout, dtype=dtype, name="experts")
         gate = SoftmaxGate(len(schema.labels), dtype=dtype, name="gate")
 
         # Graph
         inputs = model_inputs(schema)
-        x = embed_features(schema, inputs, embedding_dim, dtype).flat()  # [batch, D]
-        mixed = gate((x, experts(x)))  # [batch, tasks, H]
+        embedded = embed_features(schema, inputs, embedding_dim, dtype)
+        x = embedded.flat()  # [batch, D]
+        found = modules.outputs(schema, inputs, embedded, x) if modules else mlps(x)  # [batch, experts, H]
+        mixed = gate((x, found))  # [batch, tasks, H]
         task_inputs = {label.name: mixed[:, i] for i, label in enumerate(schema.labels)}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
 
@@ -66,6 +78,8 @@ class MMoE(MultiTaskModel):
         config = {
             "num_experts": num_experts,
             "expert_units": tuple(expert_units),
+            "experts": modules.config if modules else [],
+            "expert_settings": modules.settings if modules else {},
             "tower_units": tuple(tower_units),
             "embedding_dim": embedding_dim,
             "dropout": dropout,

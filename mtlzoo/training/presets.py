@@ -38,7 +38,24 @@ _NCS4CVR_PAPER = Preset(
     },
 )
 
-PRESETS: dict[str, dict[str, Preset]] = {"ncs4cvr": {"paper": _NCS4CVR_PAPER}}
+# The released code of arXiv 2408.11611. Its conversion is ctcvr over all impressions, on a head of its own.
+_DTN_PAPER = Preset(
+    arguments={
+        "interactions": ["masknet", "memonet", "gdcn"],
+        "interaction_units": 256,
+        "fusion": "sum",
+        "gate_input": "modules",
+        "input_scale": True,
+        "tower_units": [128, 64],
+        "pos_weight": [200.0, 3000.0],
+        "embedding_dim": 64,
+        "dropout": 0.0,
+        "label_space": "ctcvr",
+    },
+    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10},
+)
+
+PRESETS: dict[str, dict[str, Preset]] = {"ncs4cvr": {"paper": _NCS4CVR_PAPER}, "dtn": {"paper": _DTN_PAPER}}
 
 
 def preset_of(model: str, name: str) -> Preset:

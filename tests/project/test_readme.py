@@ -1,4 +1,4 @@
-"""The Python and the commands of the README and of docs/ncs4cvr.md, run as they stand."""
+"""The Python and the commands of the README and of the pages in docs, run as they stand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from pipelines import convert, load_schema
 from pipelines.synthetic import SyntheticFunnel
 
 README = Path(__file__).parents[2] / "README.md"
-NCS4CVR = README.parent / "docs/ncs4cvr.md"
+PAGES = sorted((README.parent / "docs").glob("*.md"))
 MTLZOO = Path(sys.executable).with_name("mtlzoo")
 
 
 def blocks(language: str, page: Path = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+EXAMPLES = [(page, code) for page in PAGES for code in blocks("python", page)]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +42,8 @@ def test_the_python_example_runs_as_it_stands(folder):
     assert (folder / "saved_models/mmoe/1/saved_model.pb").is_file()
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python", NCS4CVR))))
-def test_the_examples_of_ncs4cvr_run_as_they_stand(folder, number):
-    code = blocks("python", NCS4CVR)[number]
+@pytest.mark.parametrize(("page", "code"), EXAMPLES, ids=[page.name for page, _ in EXAMPLES])
+def test_the_examples_of_the_pages_run_as_they_stand(folder, page, code):
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -55,7 +57,7 @@ def test_the_schema_example_is_a_schema(tmp_path):
 
 
 def test_every_command_of_the_pages_exists():
-    text = README.read_text(encoding="utf-8") + NCS4CVR.read_text(encoding="utf-8")
+    text = "".join(page.read_text(encoding="utf-8") for page in (README, *PAGES))
     commands = set(re.findall(r"^mtlzoo ((?:data )?\w+)", text, flags=re.MULTILINE))
     assert {"data convert", "data check", "data prepare", "train", "evaluate", "export"} <= commands
     for command in commands:
