@@ -6,7 +6,7 @@
 
 While one share is swept the other is 0, unless --knobs says otherwise. Each seed has a world of its own at every share;
 the same seed's worlds differ by the roles of their terms only. Contenders, settings, resumption, and what the
-intervals speak of, are as in `sharing_evidence.py`. Seeds are the outer loop: after an interruption every share has its
+intervals speak of, are as in `evidence.py`. Seeds are the outer loop: after an interruption every share has its
 first seeds.
 """
 
@@ -18,13 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from paired import Gain, holm, paired_gain
-from rich.console import Console
-from rich.table import Table
-from sharing_evidence import aucs, gain_cells
-from sharing_runs import (
+from evidence import aucs, gain_cells
+from evidence_runs import (
     SUBJECT,
     Trial,
     add_arguments,
@@ -35,6 +30,11 @@ from sharing_runs import (
     trial_of,
     world_of,
 )
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from paired import Gain, holm, paired_gain
+from rich.console import Console
+from rich.table import Table
 
 from pipelines import DataError
 

@@ -18,9 +18,9 @@ from pipelines.synthetic import SyntheticFunnel
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import evidence
+import evidence_runs
 import paired
-import sharing_evidence
-import sharing_runs
 import sharing_sweep
 
 SEEDS = 5
@@ -137,7 +137,7 @@ def test_tables_show_losses_as_plainly_as_gains():
         "single_task": [kept(auc - 0.1, best=0.9) for auc in others],
         "ncs4cvr": [kept(auc, best=0.9) for auc in values],
     }
-    rows = text_of(sharing_evidence.gains_table(results, "conversion")).splitlines()
+    rows = text_of(evidence.gains_table(results, "conversion")).splitlines()
     (over_bottom,), (over_single,) = ([row for row in rows if name in row] for name in ("shared_bottom", "single_task"))
     assert "-0.0400" in over_bottom
     assert "0/3" in over_bottom
@@ -147,25 +147,25 @@ def test_tables_show_losses_as_plainly_as_gains():
     assert over_single.rstrip(" │").endswith("gain")
     p = ttest_rel(values, others).pvalue
     assert [cell.strip() for cell in over_bottom.split("│")[5:7]] == [f"{p:.4f}"] * 2  # the larger p of two stays
-    means = text_of(sharing_evidence.means_table(results))
+    means = text_of(evidence.means_table(results))
     assert "52.5%" in means  # (0.71 - 0.5) / (0.9 - 0.5)
     assert f"0.7100 ± {paired.mean_interval(values).half:.4f}" in means
 
 
 def options(**given) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    sharing_runs.add_arguments(parser)
+    evidence_runs.add_arguments(parser)
     return argparse.Namespace(**{**vars(parser.parse_args(["name"])), "work": Path("w"), **given})
 
 
-def world(**knobs) -> sharing_runs.World:
-    return sharing_runs.World(SyntheticFunnel(seed=101, **knobs), rows=1000, test_share=0.4)
+def world(**knobs) -> evidence_runs.World:
+    return evidence_runs.World(SyntheticFunnel(seed=101, **knobs), rows=1000, test_share=0.4)
 
 
 def test_contenders_have_the_same_trunk_and_settings_of_their_own():
     given = options(trunk=[32, 16], settings=["embedding_dim=8", "learning_rate=0.002"])
     names = ["single_task", "single_task:esmm_product", "shared_bottom", "ncs4cvr:l0=1e-6", "ncs4cvr_lottery"]
-    configs = [sharing_runs.trial_of(name, given, 3, world()).config for name in names]
+    configs = [evidence_runs.trial_of(name, given, 3, world()).config for name in names]
     trunk_arguments = ["units", "units", "bottom_units", "trunk_units", "trunk_units"]
     trunks = [config.arguments[name] for config, name in zip(configs, trunk_arguments, strict=True)]
     assert trunks == [[32, 16]] * 5
@@ -173,25 +173,25 @@ def test_contenders_have_the_same_trunk_and_settings_of_their_own():
     assert configs[1].arguments["label_space"] == "esmm_product"
     assert configs[2].arguments["tower_units"] == []
     assert (configs[3].arguments["l0"], configs[4].arguments["mask"]) == (1e-6, "lottery")
-    assert len({sharing_runs.trial_of(name, given, 3, world()).key for name in names}) == 5
+    assert len({evidence_runs.trial_of(name, given, 3, world()).key for name in names}) == 5
 
 
 @pytest.mark.parametrize(("name", "message"), [("nobody", "no contender"), ("single_task:l0=1", "no setting 'l0'")])
 def test_unknown_contenders_and_settings_are_named(name, message):
     with pytest.raises(ValueError, match=message):
-        sharing_runs.trial_of(name, options(), 1, world())
+        evidence_runs.trial_of(name, options(), 1, world())
 
 
 def test_knobs_make_worlds_and_keys():
-    assert sharing_runs.parse_knobs(["opposite_share=0", "users=500", "user_zipf=1"]) == {
+    assert evidence_runs.parse_knobs(["opposite_share=0", "users=500", "user_zipf=1"]) == {
         "opposite_share": 0.0,
         "users": 500,
         "user_zipf": 1.0,
     }
     with pytest.raises(ValueError, match="opposite_shares=1"):
-        sharing_runs.parse_knobs(["opposite_shares=1"])
+        evidence_runs.parse_knobs(["opposite_shares=1"])
     keys = {
-        sharing_runs.trial_of("ncs4cvr", options(), 1, world(**knobs)).key
+        evidence_runs.trial_of("ncs4cvr", options(), 1, world(**knobs)).key
         for knobs in ({}, {"opposite_share": 0.2}, {"opposite_share": 0.4}, {"preset": "ali_ccp"})
     }
     assert len(keys) == 3  # 0.2 is the default
@@ -199,7 +199,7 @@ def test_knobs_make_worlds_and_keys():
 
 
 def test_a_result_is_kept_until_a_default_changes():
-    trial = sharing_runs.trial_of("ncs4cvr", options(), 1, world())
+    trial = evidence_runs.trial_of("ncs4cvr", options(), 1, world())
     settings = trial.settings()
     assert trial.is_answered_by({"settings": settings})
     assert trial.is_answered_by({"settings": {k: v for k, v in settings.items() if k != "arguments.gate_scale"}})
@@ -209,21 +209,21 @@ def test_a_result_is_kept_until_a_default_changes():
 
 
 def test_only_seeds_that_every_contender_has_finished_are_paired(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing_runs, "RESULTS", tmp_path)
+    monkeypatch.setattr(evidence_runs, "RESULTS", tmp_path)
     trials = [
-        sharing_runs.trial_of(name, options(), seed, world())
+        evidence_runs.trial_of(name, options(), seed, world())
         for seed in (1, 2, 3)
         for name in ("ncs4cvr", "shared_bottom")
     ]
     done = {trial.key: kept(i / 10, settings=trial.settings()) for i, trial in enumerate(trials) if i != 2}
     (tmp_path / "pairs.json").write_text(json.dumps(done))
-    results = sharing_runs.paired_results(trials, "pairs")
-    assert {name: sharing_evidence.aucs(runs, "conversion") for name, runs in results.items()} == {
+    results = evidence_runs.paired_results(trials, "pairs")
+    assert {name: evidence.aucs(runs, "conversion") for name, runs in results.items()} == {
         "ncs4cvr": [0.0, 0.4],
         "shared_bottom": [0.1, 0.5],
     }
     with pytest.raises(ValueError, match="no seed"):
-        sharing_runs.paired_results(trials, "nothing")
+        evidence_runs.paired_results(trials, "nothing")
 
 
 def test_the_sweep_draws_the_means_and_their_intervals():
@@ -254,10 +254,10 @@ def test_a_sweep_varies_one_share_and_leaves_the_other_at_zero():
 
 
 def test_a_run_is_kept_with_the_best_reachable_and_not_run_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sharing_runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(evidence_runs, "RESULTS", tmp_path / "results")
     words = ["tiny", "--contenders", "ncs4cvr", "--seeds", "1", "--trunk", "4", "--epochs", "1", "--rows", "4000"]
     words += ["--knobs", "click_rate=0.4", "conversion_rate=0.4", "--work", str(tmp_path / "work")]
-    assert sharing_evidence.main(words) == 0
+    assert evidence.main(words) == 0
     assert "1 runs, 1 of them to do" in capsys.readouterr().out
     file = tmp_path / "results" / "tiny.json"
     ((key, result),) = json.loads(file.read_text()).items()
@@ -267,6 +267,24 @@ def test_a_run_is_kept_with_the_best_reachable_and_not_run_again(tmp_path, monke
     assert set(result["density"]) == {"click", "conversion"}
     assert list((tmp_path / "work").iterdir()) == []
     written = file.stat().st_mtime_ns
-    assert sharing_evidence.main(words) == 0
+    assert evidence.main(words) == 0
     assert "1 runs, 0 of them to do" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == written
+
+
+def test_each_contender_gets_the_learning_rate_of_its_least_validation_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_runs, "RESULTS", tmp_path)
+    given = options(data=None, contenders=["mmoe", "dtn"], learning_rates=[0.001, 0.002], tune_seeds=2, name="tiny")
+    losses = {"mmoe:learning_rate=0.001": [0.3, 0.2], "mmoe:learning_rate=0.002": [0.1, 0.3]}
+    losses |= {"dtn:learning_rate=0.001": [0.4, 0.1], "dtn:learning_rate=0.002": [0.3, 0.3]}
+    seeds = [1001, 1002]
+    kept_runs = {}
+    for contender, values in losses.items():
+        for trial, loss in zip(evidence.trials_of([contender], seeds, given), values, strict=True):
+            kept_runs[trial.key] = {"valid_loss": loss, "settings": trial.settings()}
+    (tmp_path / "tiny_tuning.json").write_text(json.dumps(kept_runs))
+    chosen = evidence.tuned(given, Console(quiet=True))  # all there is to run has been run
+    assert chosen == ["mmoe:learning_rate=0.002", "dtn:learning_rate=0.001"]
+    measured = evidence.trials_of(chosen, range(1, 6), given)
+    assert {t.world.funnel.seed for t in measured}.isdisjoint({100 + seed for seed in seeds})
+    assert {t.config.learning_rate for t in measured} == {0.001, 0.002}

@@ -1,6 +1,6 @@
-"""Runs of the benchmarks on NCS4CVR's sharing: contenders, synthetic worlds, and processes that train and evaluate.
+"""Runs of the benchmarks of accuracy: contenders, synthetic worlds, and processes that train and evaluate.
 
-Used by `sharing_evidence.py` and `sharing_sweep.py`; `python benchmarks/sharing_runs.py FOLDER` is what a run's process
+Used by `evidence.py` and `sharing_sweep.py`; `python benchmarks/evidence_runs.py FOLDER` is what a run's process
 does.
 """
 
@@ -38,11 +38,25 @@ from pipelines.synthetic import SyntheticFunnel
 from pipelines.synthetic_truth import KEY, LOG, best_auc_of_split
 
 SUBJECT = "ncs4cvr"
+# DTN's modules at a size that leaves DTN about as many weights as the wide baselines have.
+_SMALL_MASKNET = "masknet: {mask_units: 128, block_units: 64, units: [64, 64]}"
+_SMALL_MODULES = f"{{{_SMALL_MASKNET}, memonet: {{codebook_rows: 20000}}}}"
+_DTN = ["interaction_units=64", f"interaction_settings={_SMALL_MODULES}"]
+_ONE_KIND = ["interaction_units=64", "interactions=[gdcn, gdcn, gdcn]"]
+_EXPERTS = ["expert_units=[64]", "experts=[masknet, gdcn, memonet]", f"expert_settings={_SMALL_MODULES}"]
 CONTENDERS = {
     "single_task": ("single_task", ["units={trunk}"]),
     "shared_bottom": ("shared_bottom", ["bottom_units={trunk}", "tower_units=[]"]),
     SUBJECT: ("ncs4cvr", ["trunk_units={trunk}", "mask=learned"]),
     SUBJECT + "_lottery": ("ncs4cvr", ["trunk_units={trunk}", "mask=lottery"]),
+    "shared_bottom_wide": ("shared_bottom", ["bottom_units=[1024, 512, 256]"]),
+    "mmoe": ("mmoe", []),
+    "mmoe_wide": ("mmoe", ["num_experts=12"]),
+    "mmoe_interactions": ("mmoe", _EXPERTS),
+    "dtn": ("dtn", _DTN),
+    "dtn_no_tsn": ("dtn", [*_DTN, "tsn_pairs=[]"]),
+    "dtn_shared_only": ("dtn", [*_DTN, "task_groups=false"]),
+    "dtn_one_kind": ("dtn", _ONE_KIND),
 }
 FIRST_WORLD = 100  # the seed of a run's world is this plus its own
 _VALID_SHARE = 0.1
@@ -127,7 +141,7 @@ def trial_of(contender: str, options: argparse.Namespace, seed: int, data: Path 
     if name not in CONTENDERS:
         raise ValueError(f"there is no contender {name!r}; known are {', '.join(CONTENDERS)}")
     model, fixed = CONTENDERS[name]
-    fixed = [setting.format(trunk=options.trunk) for setting in fixed]
+    fixed = [setting.replace("{trunk}", str(options.trunk)) for setting in fixed]
     own = [f"label_space={part}" if part in LABEL_SPACES else part for part in own]
     arguments, training = parse_settings(model, [*fixed, *options.settings, *own])
     world = data if isinstance(data, World) else None
@@ -209,7 +223,9 @@ def run_in(folder: Path) -> None:
     model = run.model()
     result = {
         "tasks": evaluate(model, run.dataset(), "test")["tasks"],
+        "valid_loss": run.history[run.metrics["best_epoch"] - 1]["val_loss"],
         "best_epoch": run.metrics["best_epoch"],
+        "parameters": model.count_params(),
         "impressions_per_second": run.history[-1]["impressions_per_second"],
     }
     write_json(folder / "result.json", result | connections(model))

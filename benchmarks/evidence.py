@@ -1,9 +1,12 @@
-"""Does NCS4CVR's sharing pay? Its test AUC against SingleTask and SharedBottom with the same trunk, paired over seeds.
+"""Does a model of the zoo beat others? Test AUCs of contenders, and a subject's gains over the rest, paired over seeds.
 
-    python benchmarks/sharing_evidence.py NAME [--knobs opposite_share=0.4 ...] [--rows N] [--work DIR]
-    python benchmarks/sharing_evidence.py NAME --data DIR [--raw DIR]
-        [--contenders single_task single_task:esmm_product shared_bottom ncs4cvr ncs4cvr_lottery ...] [--seeds 5]
-        [--trunk 256 128 64] [--set key=value ...] [--epochs N] [--batch-size N] [--jobs 2]
+    python benchmarks/evidence.py NAME [--knobs opposite_share=0.4 ...] [--rows N] [--work DIR]
+    python benchmarks/evidence.py NAME --data DIR [--raw DIR]
+        [--contenders single_task single_task:esmm_product shared_bottom ncs4cvr ncs4cvr_lottery ...] [--subject dtn]
+        [--seeds 5] [--learning-rates 0.0005 0.001 0.002] [--trunk 256 128 64] [--set key=value ...] [--epochs N]
+        [--batch-size N] [--jobs 2]
+
+The subject is each contender whose name begins with --subject; `evidence_runs.CONTENDERS` says what a name stands for.
 
 Without --data it runs on the synthetic funnel, where each seed has a log of its own (another world, other rows), so
 that pairing over seeds pairs worlds and initial weights, and intervals speak of worlds. With --data all seeds share one
@@ -13,6 +16,9 @@ census_income).
 
 --set goes to all contenders; what one of them does not know stands behind its name: `ncs4cvr:l0=1e-7`. A bare label
 space there is short for `label_space=...`; each model has its own default, SingleTask's is `cvr_clicked`.
+
+With --learning-rates each contender first gets its own: that of the least mean validation loss over --tune-seeds runs,
+on seeds (and worlds) that are not measured on afterwards. These runs are kept in NAME_tuning.json.
 
 Every run is a training run as `mtlzoo train` makes it (selection on validation) and one evaluation on the test split,
 in a process of its own. Results are kept in `benchmarks/results/NAME.json` as they come; what is there already is not
@@ -29,24 +35,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paired import Gain, Interval, holm, mean_interval, paired_gain, verdict
-from rich.console import Console
-from rich.table import Table
-from sharing_runs import (
-    CONTENDERS,
+from evidence_runs import (
     SUBJECT,
     Trial,
     add_arguments,
     paired_results,
     parse_knobs,
+    positive,
     run_missing,
     seeds_of,
     trial_of,
     world_of,
 )
+from paired import Gain, Interval, holm, mean_interval, paired_gain, verdict
+from rich.console import Console
+from rich.table import Table
 
 from pipelines import DataError, open_dataset
 from pipelines.datasets import prepare
+
+_CONTENDERS = ["single_task", "shared_bottom", "ncs4cvr", "ncs4cvr_lottery"]
+_FIRST_TUNING_SEED = 1001
 
 
 def aucs(results: Sequence[dict], task: str) -> list[float]:
@@ -62,9 +71,11 @@ def means_table(results: dict[str, list[dict]]) -> Table:
     table.add_column("contender")
     for task in tasks:
         table.add_column(task, justify="right")
+    table.add_column("weights", justify="right")
     for contender, runs in results.items():
         cells = [_with_half(mean_interval(aucs(runs, task))) + _share_of_way(runs, task) for task in tasks]
-        table.add_row(contender, *cells)
+        weights = runs[0].get("parameters")
+        table.add_row(contender, *cells, f"{weights / 1e6:.2f} M" if weights else "")
     if "best" in first[0]:
         bests = [mean_interval([run["best"][task] for run in first]) for task in tasks]
         table.add_row("best reachable", *map(_with_half, bests))
@@ -99,9 +110,9 @@ def connections_table(results: dict[str, list[dict]]) -> Table | None:
     return table
 
 
-def gains_table(results: dict[str, list[dict]], task: str) -> Table:
-    """NCS4CVR's paired gains in a task over the other contenders, and the verdicts after Holm's correction."""
-    subjects = [contender for contender in results if contender.startswith(SUBJECT)]
+def gains_table(results: dict[str, list[dict]], task: str, subject: str = SUBJECT) -> Table:
+    """The subjects' paired gains in a task over the other contenders, and the verdicts after Holm's correction."""
+    subjects = [contender for contender in results if contender.startswith(subject)]
     pairs = [(subject, other) for subject in subjects for other in results if other not in subjects]
     gains = [paired_gain(aucs(results[subject], task), aucs(results[other], task)) for subject, other in pairs]
     corrected = holm([gain.p for gain in gains])
@@ -128,8 +139,10 @@ def _chance(p: float) -> str:
     return "<0.0001" if p < 0.0001 else _number(p, ".4f")
 
 
-def trials_of(options: argparse.Namespace) -> list[Trial]:
-    """All runs, seed by seed."""
+def checked(options: argparse.Namespace) -> argparse.Namespace:
+    """Options that fit together; prepares the data where they ask for it."""
+    if not any(contender.startswith(options.subject) for contender in options.contenders):
+        raise ValueError(f"no contender begins with the subject {options.subject!r}")
     if options.raw and not options.data:
         raise ValueError("--raw needs --data, the directory to convert to")
     if options.raw and not options.data.exists():
@@ -138,25 +151,54 @@ def trials_of(options: argparse.Namespace) -> list[Trial]:
         raise ValueError("--knobs are of the synthetic funnel, which --data leaves out")
     if options.data:
         open_dataset(options.data)  # refused now, not by every run
+    return options
+
+
+def trials_of(contenders: Sequence[str], seeds: Sequence[int], options: argparse.Namespace) -> list[Trial]:
+    """All runs, seed by seed."""
     knobs = parse_knobs(options.knobs)
     return [
         trial_of(contender, options, seed, options.data or world_of(options, seed, knobs))
-        for seed in seeds_of(options)
-        for contender in dict.fromkeys(options.contenders)
+        for seed in seeds
+        for contender in dict.fromkeys(contenders)
     ]
+
+
+def tuned(options: argparse.Namespace, console: Console) -> list[str]:
+    """The contenders, each with the learning rate that served it best on validation."""
+    if not options.learning_rates:
+        return options.contenders
+    name = f"{options.name}_tuning"
+    candidates = {c: [f"{c}:learning_rate={rate}" for rate in options.learning_rates] for c in options.contenders}
+    seeds = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + options.tune_seeds)
+    trials = trials_of([candidate for of_one in candidates.values() for candidate in of_one], seeds, options)
+    run_missing(trials, name, options, console)
+    losses = {
+        candidate: mean_interval([run["valid_loss"] for run in runs]).mean
+        for candidate, runs in paired_results(trials, name).items()
+    }
+    chosen = [min(of_one, key=losses.__getitem__) for of_one in candidates.values()]
+    table = Table("contender", *(f"{rate:g}" for rate in options.learning_rates), "chosen", title="validation loss")
+    for (contender, of_one), choice in zip(candidates.items(), chosen, strict=True):
+        table.add_row(contender, *(f"{losses[candidate]:.5f}" for candidate in of_one), choice.rpartition("=")[2])
+    console.print(table)
+    return chosen
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs what is missing and prints the tables; the exit code is 1 where a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), metavar="NAME[:LABEL_SPACE][:KEY=VALUE]")
+    parser.add_argument("--contenders", nargs="+", default=_CONTENDERS, metavar="NAME[:LABEL_SPACE][:KEY=VALUE]")
     parser.add_argument("--data", type=Path, help="dataset directory; without it: the synthetic funnel")
     parser.add_argument("--raw", type=Path, help="publisher's files, to make --data of")
+    parser.add_argument("--subject", default=SUBJECT, help="whose gains are shown: contenders that begin so")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[], help="to choose from for each contender")
+    parser.add_argument("--tune-seeds", type=positive, default=2)
     options = parser.parse_args(words)
     console = Console(width=120, highlight=False)
     try:
-        trials = trials_of(options)
+        trials = trials_of(tuned(checked(options), console), seeds_of(options), options)
         succeeded = run_missing(trials, options.name, options, console)
         results = paired_results(trials, options.name)
     except (DataError, ValueError) as error:
@@ -167,7 +209,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if table := connections_table(results):
         console.print(table)
     for task in next(iter(results.values()))[0]["tasks"]:
-        console.print(gains_table(results, task))
+        console.print(gains_table(results, task, options.subject))
     noise = "training noise only, not of the sample" if options.data else "worlds, rows and initial weights"
     console.print(f"Intervals speak of {noise}. Holm's correction is over the rows of a table.")
     return 0 if succeeded else 1
