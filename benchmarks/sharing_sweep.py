@@ -109,12 +109,12 @@ def sweep_figure(shares: Sequence[float], gains: dict[str, Gains], subject: str,
         subject: Whose gain it is.
         task: In which task's AUC.
     """
-    figure = Figure(figsize=(4.8 * len(gains) + 0.4, 4.3), layout="constrained")
+    figure = Figure(figsize=(1.6 + 4.8 * len(gains), 4.3), layout="constrained")
     panels = figure.subplots(1, len(gains), sharey=True, squeeze=False)[0]
     for panel, (knob, of_knob) in zip(panels, gains.items(), strict=True):
         _draw_panel(panel, shares, of_knob)
         panel.set_xlabel(LABELS[knob])
-    panels[0].set_ylabel(f"gain of {subject} in test AUC of {task}")
+    panels[0].set_ylabel(f"gain of {subject}\nin test AUC of {task}")
     pairs = sorted({gain.pairs for of_knob in gains.values() for line in of_knob.values() for gain in line})
     worlds = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
     handles, labels = panels[0].get_legend_handles_labels()
