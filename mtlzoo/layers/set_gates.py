@@ -54,8 +54,8 @@ class InputGates(_SetGates):
     The gates of all tasks are one matrix product `[B, D] x [D, G N]`; the softmax is computed in float32.
 
     Args:
-        sets: Array or lists `[G, S, N]` of booleans: whether module n belongs to set s of gate g. Sets may overlap; none
-            is empty.
+        sets: Array or lists `[G, S, N]` of booleans: whether module n belongs to set s of gate g. Sets may overlap;
+            none is empty.
         kernel_initializer: Initializer of one gate's kernel; a seed given in it is varied from gate to gate.
         **kwargs: Of `keras.layers.Layer`.
 
