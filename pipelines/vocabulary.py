@@ -139,7 +139,8 @@ class NumericSummary:
         sample = np.concatenate(self._kept) if self._kept else np.zeros(0, np.float32)
         edges = quantile_edges(sample, feature.buckets) if feature.buckets else np.zeros(0, np.float32)
         # Below the resolution of float32 a deviation is rounding: dividing by it would blow up any other value.
-        constant = deviation <= abs(self.mean) * np.finfo(np.float32).eps
+        float32 = np.finfo(np.float32)
+        constant = deviation <= max(abs(self.mean) * float32.eps, float32.tiny)
         mean, std = np.float32(self.mean), np.float32(1.0 if constant else deviation)
         return FittedNumeric(mean=float(mean), std=float(std), edges=tuple(float(e) for e in edges))
 

@@ -96,7 +96,7 @@ def test_models_lists_every_model():
 def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
     data = ["--data", work / "data", "--out", tmp_path / "run"]
     assert "there is no model 'mmo'; did you mean 'mmoe'" in refused("train", "mmo", *data)
-    assert "no setting 'experts'; its arguments: num_experts" in refused("train", "mmoe", *data, "--set", "experts=3")
+    assert "no setting 'expertz'; its arguments: num_experts" in refused("train", "mmoe", *data, "--set", "expertz=3")
     assert "--set takes KEY=VALUE, got 'x'" in refused("train", "mmoe", *data, "--set", "x")
     assert "learning_rate" in refused("train", "mmoe", *data, "--set", "learning_rate=fast")
     assert "trains only click, ctcvr" in refused("train", "mmoe", *data, "--set", "loss_weights.conversion=2")
