@@ -19,7 +19,7 @@ from mtlzoo.inspection.tickets import TicketSearch
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the first two also differ in brightness.
 _TASK_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _SHARED, _SHARED_BY_SOME, _DEAD = "#1f1f2e", "#77777f", "#e6e6e6"
-_TEXT, _FAINT = "#333333", "#bbbbbb"
+TEXT, FAINT, GRID = "#333333", "#bbbbbb", "#eeeeee"
 WIDTH = 7.2  # inches
 
 _STYLE: dict[Any, Any] = {
@@ -28,12 +28,12 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _TEXT,
-    "text.color": _TEXT,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": TEXT,
+    "text.color": TEXT,
     "text.parse_math": False,  # a name may hold a dollar sign
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
     "legend.frameon": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "mtlzoo",  # the same figure gives the same file
@@ -92,7 +92,7 @@ def pattern_bars(parts: Sequence[Sharing]) -> Figure:
             shares = [part.shares[name] for part in parts]
             axes.barh(rows, shares, left=left, height=0.72, color=colours[name], label=name)
             left = [a + b for a, b in zip(left, shares, strict=True)]
-        _rows(axes, [part.name for part in parts])
+        name_rows(axes, [part.name for part in parts])
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("share of connections")
@@ -115,13 +115,13 @@ def overlap_dots(parts: Sequence[Sharing]) -> Figure:
             overlaps = [part.overlaps[index] for part in parts]
             measured, chance = [o.jaccard for o in overlaps], [o.independent for o in overlaps]
             rows = range(len(parts))
-            axes.hlines(rows, chance, measured, color=_FAINT, linewidth=2.5, zorder=1)
+            axes.hlines(rows, chance, measured, color=FAINT, linewidth=2.5, zorder=1)
             axes.scatter(
-                chance, rows, s=90, facecolor="white", edgecolor=_TEXT, label="independent masks", clip_on=False
+                chance, rows, s=90, facecolor="white", edgecolor=TEXT, label="independent masks", clip_on=False
             )
             axes.scatter(measured, rows, s=30, color=_SHARED, label="measured", clip_on=False, zorder=3)
-            _rows(axes, [part.name for part in parts])
-            axes.grid(axis="x", color="#eeeeee")
+            name_rows(axes, [part.name for part in parts])
+            axes.grid(axis="x", color=GRID)
             axes.set_axisbelow(True)
             axes.set_title(f"{tasks[0]} and {tasks[1]}")
         panels[-1].set_xlim(0, min(1.0, 1.2 * highest) or 1.0)
@@ -143,13 +143,13 @@ def density_lines(densities: dict[str, list[float]], best_epoch: int | None = No
         for (task, values), colour in zip(densities.items(), task_colours(list(densities)).values(), strict=True):
             axes.plot(range(1, len(values) + 1), values, color=colour, marker="o", markersize=4, label=task)
         if best_epoch is not None:
-            axes.axvline(best_epoch, color=_FAINT, linestyle="--", zorder=0, label="epoch that was kept")
+            axes.axvline(best_epoch, color=FAINT, linestyle="--", zorder=0, label="epoch that was kept")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("epoch")
         axes.set_ylabel("open connections")
-        axes.grid(axis="y", color="#eeeeee")
+        axes.grid(axis="y", color=GRID)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
@@ -180,7 +180,7 @@ def ticket_panels(searches: dict[str, TicketSearch], value_name: str) -> Figure:
             axes.set_xticks([], minor=True)
             axes.set_title(task)
             axes.set_xlabel("density of the ticket")
-            axes.grid(axis="y", color="#eeeeee")
+            axes.grid(axis="y", color=GRID)
             axes.ticklabel_format(axis="y", useOffset=False)
         for axes in panels[::columns]:
             axes.set_ylabel(value_name)
@@ -190,8 +190,8 @@ def ticket_panels(searches: dict[str, TicketSearch], value_name: str) -> Figure:
     return figure
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names rows from top to bottom."""
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names rows from top to bottom, row i at height i."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -8,6 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mtlzoo.callbacks.mask_density import masked_layers
+from mtlzoo.inspection.gates import GateWeights
+from mtlzoo.inspection.importance import Importance
+from mtlzoo.inspection.importance_sections import gate_section, importance_sections
 from mtlzoo.inspection.mask_sections import mask_sections
 from mtlzoo.inspection.section import Section, Table, decimal
 from mtlzoo.models import MultiTaskModel
@@ -19,36 +23,61 @@ _TEMPLATE = "report.html.j2"
 _SHOWN = {"model", "arguments", "data", "epochs", "batch_size", "seed", "learning_rate", "monitor"}
 
 
-def write_report(run: Run, path: str | Path, model: MultiTaskModel | None = None) -> Path:
+def write_report(
+    run: Run,
+    path: str | Path,
+    model: MultiTaskModel | None = None,
+    importance: Importance | None = None,
+    gates: GateWeights | None = None,
+) -> Path:
     """Writes what a run's model learned into one HTML file, figures inside, without scripts and network.
 
     Args:
-        run: A finished run of a model with masks.
+        run: A finished run.
         path: The file to write; replaced by rename when the new one is complete. Its directory is made.
         model: The run's model where it is loaded already; otherwise it is loaded.
+        importance: What `permutation_importance` found for it; `None` leaves these sections out.
+        gates: What `mean_gate_weights` found for it; `None` leaves this section out.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: There is nothing to explain: the model has no masks.
+        ValueError: There is nothing to explain: no importance, no gate weights, and the model has no masks.
         DataError: A file of the run is damaged, or `path` is a directory.
 
     Example:
-        >>> write_report(mtlzoo.training.open_run("runs/ncs4cvr"), "report.html")
+        >>> run = mtlzoo.training.open_run("runs/mmoe")
+        >>> importance = permutation_importance(run.model(), run.dataset(), repeats=2)
+        >>> write_report(run, "report.html", importance=importance)
         PosixPath('report.html')
 
     Source: our design.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory; name the file to write, {path / 'report.html'} for example")
+    path = checked_path(path)
     model = model if model is not None else run.model()
-    html = rendered(f"{run.config.model}: {run.folder.name}", [training_section(run), *mask_sections(run, model)])
+    sections = importance_sections(importance) if importance is not None else []
+    sections += mask_sections(run, model) if masked_layers(model) else []
+    sections += [gate_section(gates)] if gates is not None else []
+    if not sections:
+        raise ValueError(f"{model.name} has nothing to explain without the importance of its features: it has no masks")
+    html = rendered(f"{run.config.model}: {run.folder.name}", [training_section(run), *sections])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(html, encoding="utf-8")
     os.replace(temporary, path)
+    return path
+
+
+def checked_path(path: str | Path) -> Path:
+    """The path of a report, if one can be written there.
+
+    Raises:
+        DataError: It is a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name the file to write, {path / 'report.html'} for example")
     return path
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mtlzoo.cli import _run
-from mtlzoo.inspection import sharing, total
-from mtlzoo.training import Run, RunConfig, train
+from mtlzoo.cli import INTERRUPTED, _Interrupted, _run
+from mtlzoo.inspection import importance_numbers, permutation_importance, sharing, total
+from mtlzoo.inspection.permuting import Predictions
+from mtlzoo.training import Run, RunConfig, open_run, train
 
 MTLZOO = Path(sys.executable).with_name("mtlzoo")
 ARGUMENTS = {
@@ -24,6 +26,17 @@ def explain(*arguments: object) -> subprocess.CompletedProcess:
     done = subprocess.run([MTLZOO, "explain", *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
+
+
+def explain_here(capsys, *arguments: object, code: int = 0) -> tuple[str, str]:
+    """In this process, which has TensorFlow imported: standard output and error, on one line each."""
+    try:
+        done = _run(["explain", *map(str, arguments)], debug=False)
+    except SystemExit as end:  # how the parser ends a command that went well
+        done = int(end.code or 0)
+    assert done == code
+    shown = capsys.readouterr()
+    return " ".join(shown.out.split()), " ".join(shown.err.split())
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +73,85 @@ def test_json_holds_the_numbers_and_the_report_lies_in_the_run(runs):
     assert sum(field["connections"] for field in printed["fields"]) == layers[0].connections
 
 
-def test_what_cannot_be_explained_is_one_message(runs, tmp_path, capsys):
-    """In this process, which has TensorFlow imported."""
-    for folder, message in (
-        (runs["shared_bottom"].folder, "shared_bottom has no masks to explain"),
-        (tmp_path / "no", "there is no such run directory"),
+def test_any_model_is_explained_by_the_importance_of_its_features(runs, tmp_path, capsys):
+    shown, _ = explain_here(capsys, runs["shared_bottom"].folder, "--out", tmp_path / "report.html", "--repeats", 2)
+    importance = permutation_importance(runs["shared_bottom"].model(), runs["shared_bottom"].dataset(), repeats=2)
+    assert "drop of the AUC when a feature is permuted (test split)" in shown
+    for task in importance.tasks.values():
+        for feature in task.features:
+            assert f"{feature.mean:.4f} +- {feature.high - feature.mean:.4f}" in shown
+    assert "<h2>Feature importance</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_options_reach_the_measurement(runs, tmp_path, capsys):
+    run = runs["ncs4cvr"]
+    options = ["--split", "valid", "--measure", "log_loss", "--repeats", 1, "--max-rows", 500]
+    shown, _ = explain_here(capsys, run.folder, "--json", "--out", tmp_path / "r.html", *options)
+    printed = json.loads(shown)
+    importance = permutation_importance(run.model(), run.dataset(), "valid", "log_loss", repeats=1, max_rows=500)
+    assert printed["importance"] == json.loads(json.dumps(importance_numbers(importance)))
+    assert printed["importance"]["tasks"].keys() == {"click", "conversion", "ctcvr"}
+    assert len(printed["layers"]) == 2
+
+
+def test_masks_alone_need_no_data(runs, tmp_path, capsys):
+    """The run's directory and nothing else: its dataset is gone."""
+    moved = without_data(runs["ncs4cvr"], tmp_path)
+    printed = json.loads(explain_here(capsys, moved, "--json", "--no-importance")[0])
+    assert printed.keys() == {"model", "report", "layers", "total", "fields"}
+    report = (moved / "report.html").read_text()
+    assert "<h2>Sharing by layer</h2>" in report
+    assert "Feature importance" not in report
+
+
+def without_data(run: Run, folder: Path) -> Path:
+    shutil.copytree(run.folder, folder / "run")
+    path = folder / "run/config.json"
+    saved = json.loads(path.read_text())
+    saved["training"]["data"] = str(folder / "gone")
+    path.write_text(json.dumps(saved))
+    return folder / "run"
+
+
+def test_what_cannot_be_explained_is_one_message(runs, dataset, tmp_path, capsys):
+    for name in runs:
+        (tmp_path / name).mkdir()
+    masked, plain = (without_data(runs[name], tmp_path / name) for name in ("ncs4cvr", "shared_bottom"))
+    gone = "the dataset of this run is gone; say where it is with --data DIR"
+    data = ["--data", dataset.folder]
+    for arguments, message in (
+        ([tmp_path / "no"], "there is no such run directory"),
+        ([masked], f"{gone}, or explain the masks alone with --no-importance"),
+        ([plain], gone),
+        ([plain, "--no-importance"], "shared_bottom has nothing to explain without the importance"),
+        ([plain, "--data", tmp_path / "no"], "there is no such dataset directory"),
+        ([plain, *data, "--split", "tset"], "has no split 'tset'"),
+        ([plain, *data, "--measure", "gini"], "measure must be one of auc, log_loss, is 'gini'"),
+        ([plain, *data, "--out", tmp_path], "is a directory; name the file to write"),
     ):
-        assert _run(["explain", str(folder)], debug=False) == 1
-        shown = capsys.readouterr()
-        assert message in " ".join(shown.err.split())
-        assert shown.out == ""
-    assert not (runs["shared_bottom"].folder / "report.html").exists()
+        printed, shown = explain_here(capsys, *arguments, code=1)
+        assert message in shown
+        assert ("--no-importance" in shown) == (arguments == [masked])
+        assert printed == ""
+    assert not (plain / "report.html").exists()
+
+
+def test_a_moved_dataset_is_named(runs, dataset, tmp_path, capsys):
+    moved = without_data(runs["shared_bottom"], tmp_path)
+    explain_here(capsys, moved, "--data", dataset.folder, "--repeats", 1, "--max-rows", 100)
+    assert open_run(moved).config.data == str(tmp_path / "gone")
+    assert "<h2>Divergence between tasks</h2>" in (moved / "report.html").read_text()
+
+
+def test_it_can_be_interrupted(runs, tmp_path, capsys, monkeypatch):
+    """While features are permuted; how a signal becomes an interruption is tested with training."""
+
+    def interrupt(self, rows):
+        raise _Interrupted
+
+    monkeypatch.setattr(Predictions, "_advance", interrupt)
+    path = tmp_path / "report.html"
+    printed, shown = explain_here(capsys, runs["shared_bottom"].folder, "--out", path, code=INTERRUPTED)
+    assert "interrupted; nothing older was touched" in shown
+    assert printed == ""
+    assert not path.exists()

@@ -1,4 +1,4 @@
-"""The report of a real run: well-formed, whole, with the numbers of `sharing`, and safe whatever names hold."""
+"""The report of a real run: well-formed, whole, with the numbers that were found, and safe whatever names hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,13 +17,24 @@ from PIL import Image
 
 from mtlzoo.callbacks import MaskDensity
 from mtlzoo.callbacks.mask_density import masked_layers
-from mtlzoo.inspection import field_sharing, numbers, sharing, total, write_report
+from mtlzoo.inspection import (
+    GateWeights,
+    divergences,
+    features_by_share,
+    field_sharing,
+    importance_numbers,
+    numbers,
+    permutation_importance,
+    sharing,
+    total,
+    write_report,
+)
 from mtlzoo.inspection.mask_sections import mask_sections
 from mtlzoo.inspection.report import rendered
 from mtlzoo.inspection.section import Picture, Section, Table
 from mtlzoo.inspection.sharing import pattern_names
 from mtlzoo.inspection.tickets import read_tickets
-from mtlzoo.models import NCS4CVR
+from mtlzoo.models import NCS4CVR, SharedBottom
 from mtlzoo.training import Run, RunConfig, open_run, train
 from pipelines import DataError
 from pipelines.schema import Schema
@@ -226,6 +238,92 @@ def test_other_numbers_of_tasks(run, dataset, labels):
     assert len(sections["Heat maps"].pictures) == 2
     assert sections["Density over training"].text.startswith("The masks were set before this training")
     assert Page(rendered("title", list(sections.values()))).headings == list(sections)
+
+
+@pytest.fixture(scope="module")
+def importance(run):
+    return permutation_importance(run.model(), run.dataset(), repeats=2)
+
+
+def test_every_number_is_that_of_the_importance(run, importance, tmp_path):
+    page = Page(write_report(run, tmp_path / "report.html", importance=importance).read_text())
+    assert page.headings[1:4] == ["Feature importance", "Divergence between tasks", "Sharing by layer"]
+    rows = next(table for table in page.tables if table[0][1] == "measured on")
+    assert rows[1:] == [
+        [
+            name,
+            "impressions with click" if name == "conversion" else "all impressions",
+            *(f"{count:,}" for count in (task.rows, task.positives, task.sampled)),
+            f"{task.score:.4f}",
+        ]
+        for name, task in importance.tasks.items()
+    ]
+    shown = {row[0]: dict(zip(importance.tasks, row[1:], strict=True)) for row in page.table("feature")[1:]}
+    assert list(shown) == features_by_share(importance)
+    for name, task in importance.tasks.items():
+        for feature in task.features:
+            interval = f"({feature.low:.5f} to {feature.high:.5f})"
+            assert shown[feature.feature][name] == f"{feature.mean:.5f} {interval}"
+    assert page.table("tasks")[1:] == [
+        [" and ".join(pair.tasks), f"{pair.total_variation:.3f}", f"{pair.rank_correlation:.3f}"]
+        for pair in divergences(importance)
+    ]
+    assert len(page.images) == 3 + 1 + 6  # rankings, shares, and what masks have
+
+
+def test_numbers_of_the_importance_are_plain_data(importance):
+    plain = json.loads(json.dumps(importance_numbers(importance)))
+    for name, task in importance.tasks.items():
+        means = {entry["feature"]: entry["mean"] for entry in plain["tasks"][name]["features"]}
+        assert means == {feature.feature: feature.mean for feature in task.features}
+        assert list(means) == [feature.feature for feature in task.ranking]
+    assert [pair["tasks"] for pair in plain["divergence"]] == [list(pair.tasks) for pair in divergences(importance)]
+
+
+def test_a_task_without_importance_is_a_dash(run, importance, tmp_path):
+    tasks = dict(importance.tasks)
+    tasks["conversion"] = replace(tasks["conversion"], score=None, features=())
+    report = write_report(run, tmp_path / "report.html", importance=replace(importance, tasks=tasks)).read_text()
+    page = Page(report)
+    assert {row[2] for row in page.table("feature")[1:]} == {"-"}
+    assert "There is none for conversion" in report
+    assert [row[0] for row in page.table("tasks")[1:]] == ["click and ctcvr"]
+
+
+def test_importance_of_nothing_is_told(run, importance, tmp_path):
+    tasks = {name: replace(task, score=None, features=()) for name, task in importance.tasks.items()}
+    page = Page(write_report(run, tmp_path / "r.html", importance=replace(importance, tasks=tasks)).read_text())
+    assert "Divergence between tasks" not in page.headings
+    assert page.table("feature") == [["feature", "click", "conversion", "ctcvr"]]
+
+
+def test_features_that_are_not_drawn_are_mentioned(run, importance, tmp_path):
+    """23 features: the table has all, the figures the first 20."""
+    first = importance.tasks["click"].features[0]
+    many = tuple(replace(first, feature=f"f{i:02d}", mean=(23 - i) / 100, low=0.0, high=1.0) for i in range(23))
+    tasks = {name: replace(task, features=many) for name, task in importance.tasks.items()}
+    report = write_report(run, tmp_path / "r.html", importance=replace(importance, tasks=tasks)).read_text()
+    assert report.count("Not drawn: 3 further features, none above 0.03000.") == 2 * 3  # caption and alternative text
+    assert "Not drawn: the 3 features with the smallest shares." in report
+    assert len(Page(report).table("feature")) == 1 + 23
+
+
+def test_gates_come_last(run, tmp_path):
+    weights = {"click": {"click/gdcn": 0.25, "shared/gdcn": 0.75}}
+    gates = GateWeights("test", ("click/gdcn", "shared/gdcn"), weights, weights)
+    page = Page(write_report(run, tmp_path / "report.html", gates=gates).read_text())
+    assert page.headings[-1] == "Gate weights"
+    assert page.table("module")[1:] == [
+        ["click/gdcn", "0.250 (deviation 0.250)"],
+        ["shared/gdcn", "0.750 (deviation 0.750)"],
+    ]
+
+
+def test_a_model_with_nothing_to_explain_is_refused(run, dataset, tmp_path):
+    plain = SharedBottom(dataset.schema, bottom_units=(4,), tower_units=(4,), embedding_dim=2)
+    with pytest.raises(ValueError, match="shared_bottom has nothing to explain without the importance"):
+        write_report(run, tmp_path / "report.html", plain)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_hostile_names_stay_text():
