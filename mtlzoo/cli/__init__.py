@@ -42,7 +42,7 @@ def _run(arguments: list[str], debug: bool) -> int:
             import_tensorflow_quietly()
         app(arguments, prog_name="mtlzoo")
     except _Interrupted:
-        _print_error("interrupted; nothing older was touched, and the same command goes on from what this one had finished")
+        _print_error("interrupted; nothing older was touched, the same command goes on from what this one finished")
         return INTERRUPTED
     except Exception as error:
         if debug:
