@@ -26,7 +26,7 @@ class MaskDensity(keras.callbacks.Callback):
         >>> model.compile(loss="mse")
         >>> history = model.fit(np.ones((8, 3)), np.ones((8, 4)), callbacks=[MaskDensity()], verbose=0).history
         >>> [round(density, 2) for density in history["task_1_density"]]
-        [0.95]
+        [1.0]
 
     Source: our design.
     """

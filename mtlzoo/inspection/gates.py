@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from mtlzoo.inspection.sample import check_same_data, default_split, draw_samples
-from mtlzoo.training.evaluate import EVALUATION_BATCH
+from mtlzoo.inspection.sample import default_split, draw_samples
+from mtlzoo.training.evaluate import EVALUATION_BATCH, check_same_data
 from pipelines import Dataset
 
 

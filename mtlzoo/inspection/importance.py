@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mtlzoo.inspection.permuting import Columns, Predictions, donor_rows, feature_columns
-from mtlzoo.inspection.sample import Progress, Sample, check_same_data, default_split, draw_samples
+from mtlzoo.inspection.sample import Progress, Sample, default_split, draw_samples
 from mtlzoo.inspection.scores import MEASURES, Measure, mean_and_error, row_scores
 from mtlzoo.tasks import Task
-from mtlzoo.training.evaluate import EVALUATION_BATCH
+from mtlzoo.training.evaluate import EVALUATION_BATCH, check_same_data
 from pipelines import Dataset, Schema
 
 MEASURE_NAMES = {"auc": "drop of the AUC", "log_loss": "rise of the log loss"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtlzoo.tasks import Task
 from mtlzoo.training.evaluate import EVALUATION_BATCH
-from pipelines import DataError, Dataset
+from pipelines import Dataset
 
 Progress = Callable[[str, int, int | None], None]
 SAMPLING, LEAST_ROWS = "sample", 100
@@ -104,24 +104,6 @@ def draw_samples(
                 if progress is not None:
                     progress(SAMPLING, done, total)
     return [draw.sample() for draw in draws]
-
-
-def check_same_data(model: Any, dataset: Dataset) -> None:
-    """Refuses a dataset that does not fit a model.
-
-    Raises:
-        DataError: It was converted with other features or vocabularies, or does not have the model's tasks.
-    """
-    schema = getattr(model, "schema", dataset.schema)
-    targets = {target.name for target in dataset.schema.targets}
-    if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
-        raise DataError(
-            f"{dataset.folder}: was converted with other features or vocabularies than the model was trained with; "
-            f"convert it with the training dataset's schema, or explain the model on the training dataset"
-        )
-    lacking = [task.name for task in model.tasks if task.name not in targets]
-    if lacking:
-        raise DataError(f"{dataset.folder}: has no labels for the model's tasks {', '.join(lacking)}")
 
 
 class _Draw:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from mtlzoo.layers.mlp import checked_count, checked_width
 from mtlzoo.layers.per_part import PerPart
 
 
@@ -189,25 +190,3 @@ def _stacked_pairs(initializer: Any, copies: int) -> Callable[..., Any]:
         return ops.stack(ops.split(joint, copies, axis=1))
 
     return draw
-
-
-def checked_width(layer: str, shape: Any) -> int:
-    """D of an input `[B, D]`.
-
-    Raises:
-        ValueError: The input has another shape, or a width that is not known.
-    """
-    if len(shape) != 2 or shape[1] is None:
-        raise ValueError(f"{layer}: the input must have shape [batch, D], has shape {tuple(shape)}")
-    return int(shape[1])
-
-
-def checked_count(name: str, value: int) -> int:
-    """A number of things, or a width.
-
-    Raises:
-        ValueError: It is below 1.
-    """
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, is {value!r}")
-    return int(value)

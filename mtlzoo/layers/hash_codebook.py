@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from mtlzoo import backend
+from mtlzoo.layers.mlp import checked_count
 from mtlzoo.layers.pair_hash import checked_pairs, pair_addresses, pairs_by_distance
 from mtlzoo.layers.per_part import PerPart
 
@@ -105,13 +106,13 @@ class HashCodebook(keras.layers.Layer):
         super().__init__(**kwargs)
         # XLA has no sparse gradients: under jit_compile="auto" it would make a dense gradient of the whole codebook.
         self.supports_jit = False
-        self.units = _checked_count("units", units)
-        self.codebook_rows = _checked_count("codebook_rows", codebook_rows)
+        self.units = checked_count("units", units)
+        self.codebook_rows = checked_count("codebook_rows", codebook_rows)
         if codebook_rows > _MOST_ROWS:
             raise ValueError(f"codebook_rows must be at most 2^31, is {codebook_rows!r}")
-        self.codebook_width = None if codebook_width is None else _checked_count("codebook_width", codebook_width)
-        self.num_hashes = _checked_count("num_hashes", num_hashes)
-        self.max_pairs = _checked_count("max_pairs", max_pairs)
+        self.codebook_width = None if codebook_width is None else checked_count("codebook_width", codebook_width)
+        self.num_hashes = checked_count("num_hashes", num_hashes)
+        self.max_pairs = checked_count("max_pairs", max_pairs)
         self.pairs = None if pairs is None else checked_pairs(pairs)
         if restoring not in _RESTORING:
             raise ValueError(f"restoring must be 'linear' or 'attentive', is {restoring!r}")
@@ -119,7 +120,7 @@ class HashCodebook(keras.layers.Layer):
             raise ValueError(f"shrinking must be 'none', 'sum' or 'attentive', is {shrinking!r}")
         self.restoring = restoring
         self.shrinking = shrinking
-        self.copies = None if copies is None else _checked_count("copies", copies)
+        self.copies = None if copies is None else checked_count("copies", copies)
         if not 0 <= salt <= _MOST_SALT:
             raise ValueError(f"salt must be from 0 to 2^32 - 1, is {salt!r}")
         self.salt = int(salt)
@@ -127,7 +128,7 @@ class HashCodebook(keras.layers.Layer):
         if codebook_initializer is None:
             codebook_initializer = keras.initializers.RandomNormal(stddev=0.01)
         self.codebook_initializer = keras.initializers.get(codebook_initializer)
-        self.sizes = None if sizes is None else tuple(_checked_count("sizes", size) for size in sizes)
+        self.sizes = None if sizes is None else tuple(checked_count("sizes", size) for size in sizes)
 
     def build(self, input_shape: Any) -> None:
         """Chooses the pairs, creates the codebook and the maps."""
@@ -277,12 +278,6 @@ class HashCodebook(keras.layers.Layer):
             "codebook_initializer": keras.initializers.serialize(self.codebook_initializer),
             "sizes": self.sizes,
         }
-
-
-def _checked_count(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, is {value!r}")
-    return int(value)
 
 
 def _attentions(x: Any, kernels: Sequence[Any]) -> list[Any]:

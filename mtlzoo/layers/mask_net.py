@@ -8,8 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from mtlzoo.layers.gated_cross import checked_count, checked_width
-from mtlzoo.layers.mlp import checked_units
+from mtlzoo.layers.mlp import checked_count, checked_units, checked_width
 from mtlzoo.layers.per_part import PerPart
 
 _MODES = ("parallel", "serial")

@@ -128,3 +128,25 @@ def checked_rate(rate: float) -> float:
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, is {rate!r}")
     return float(rate)
+
+
+def checked_width(layer: str, shape: Any) -> int:
+    """D of an input `[B, D]`.
+
+    Raises:
+        ValueError: The input has another shape, or a width that is not known.
+    """
+    if len(shape) != 2 or shape[1] is None:
+        raise ValueError(f"{layer}: the input must have shape [batch, D], has shape {tuple(shape)}")
+    return int(shape[1])
+
+
+def checked_count(name: str, value: int) -> int:
+    """A number of things, or a width.
+
+    Raises:
+        ValueError: It is below 1.
+    """
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, is {value!r}")
+    return int(value)

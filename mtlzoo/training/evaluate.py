@@ -41,12 +41,7 @@ def evaluate(
         >>> evaluate(model, dataset, "valid")["tasks"]["ctcvr"]["auc"]
         0.81
     """
-    schema = getattr(model, "schema", dataset.schema)
-    if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
-        raise DataError(
-            f"{dataset.folder}: was converted with other features or vocabularies than the model was trained with; "
-            f"convert it with the training dataset's schema, or evaluate on the training dataset"
-        )
+    check_same_data(model, dataset)
     grouped = dataset.schema.keys.group is not None
     evaluations = {target.name: TaskEvaluation(grouped=grouped) for target in dataset.schema.targets}
     rows, total = 0, dataset.rows(split)
@@ -63,3 +58,23 @@ def evaluate(
         "rows": rows,
         "tasks": {task: evaluation.result() for task, evaluation in evaluations.items()},
     }
+
+
+def check_same_data(model: keras.Model, dataset: Dataset) -> None:
+    """Refuses a dataset that does not fit a model. A model without a schema (a clone) is taken to fit.
+
+    Raises:
+        DataError: It was converted with other features or vocabularies, or does not have the model's tasks.
+    """
+    schema = getattr(model, "schema", None)
+    if schema is None:
+        return
+    if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
+        raise DataError(
+            f"{dataset.folder}: was converted with other features or vocabularies than the model was trained with; "
+            f"convert it with the training dataset's schema, or use the training dataset"
+        )
+    targets = {target.name for target in dataset.schema.targets}
+    lacking = [target.name for target in schema.targets if target.name not in targets]
+    if lacking:
+        raise DataError(f"{dataset.folder}: has no labels for the model's tasks {', '.join(lacking)}")

@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_schema import IDS, small_schema
 
 from mtlzoo.models import DTN, MMoE
 from mtlzoo.training.presets import preset_of
-from pipelines import Categorical, Label, Numeric, Schema
-from pipelines.schema import Fitted, FittedNumeric, HashSplit
+from pipelines import Label, Schema
 
-FIELDS, IDS, ROWS = 4, 30, 64
+FIELDS, ROWS = 4, 64
 FUNNELS = {
     "none": (Label(name="income"), Label(name="married")),
     "two": (Label(name="click"), Label(name="conversion", parent="click")),
@@ -38,13 +38,7 @@ SMALL = {
 
 
 def schema_of(labels: str = "two") -> Schema:
-    names = [f"field_{i}" for i in range(FIELDS)]
-    return Schema(
-        features=(*(Categorical(name=name, dtype="int") for name in names), Numeric(name="price")),
-        labels=FUNNELS[labels],
-        split=HashSplit(key="row"),
-        fitted=Fitted(tables=dict.fromkeys(names, IDS), numeric={"price": FittedNumeric(mean=0.0, std=1.0)}),
-    )
+    return small_schema(FUNNELS[labels], FIELDS)
 
 
 def dtn(labels: str = "two", **arguments) -> DTN:

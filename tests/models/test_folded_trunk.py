@@ -8,15 +8,15 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from small_schema import IDS, small_schema
 
 from mtlzoo.layers import EmbeddingTable, MaskedDense
 from mtlzoo.models import MODELS, NCS4CVR, create
 from mtlzoo.models.folded_trunk import with_folded_masks
 from mtlzoo.tasks import LABEL_SPACES
-from pipelines import Categorical, Label, Numeric, Schema
-from pipelines.schema import Fitted, FittedNumeric, HashSplit
+from pipelines import Label, Schema
 
-FIELDS, IDS, ROWS = 5, 30, 300
+FIELDS, ROWS = 5, 300
 TRUNK = (48, 40, 24)
 FUNNELS = {
     "two": (Label(name="click"), Label(name="conversion", parent="click")),
@@ -35,13 +35,7 @@ KINDS = {
 
 
 def schema_of(labels) -> Schema:
-    names = [f"field_{i}" for i in range(FIELDS)]
-    return Schema(
-        features=(*(Categorical(name=name, dtype="int") for name in names), Numeric(name="price")),
-        labels=labels,
-        split=HashSplit(key="row"),
-        fitted=Fitted(tables=dict.fromkeys(names, IDS), numeric={"price": FittedNumeric(mean=0.0, std=1.0)}),
-    )
+    return small_schema(labels, FIELDS)
 
 
 @pytest.fixture
