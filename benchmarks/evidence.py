@@ -2,11 +2,12 @@
 
     python benchmarks/evidence.py NAME [--knobs opposite_share=0.4 ...] [--rows N] [--work DIR]
     python benchmarks/evidence.py NAME --data DIR [--raw DIR]
-        [--contenders single_task single_task:esmm_product shared_bottom ncs4cvr ncs4cvr_lottery ...] [--subject dtn]
+        [--contenders single_task single_task:esmm_product shared_bottom ncs4cvr ...] [--subject dtn ...]
         [--seeds 5] [--learning-rates 0.0005 0.001 0.002] [--trunk 256 128 64] [--set key=value ...] [--epochs N]
         [--batch-size N] [--jobs 2]
 
-The subject is each contender whose name begins with --subject; `evidence_runs.CONTENDERS` says what a name stands for.
+--subject names the contenders whose gains over the others are shown; `evidence_runs.CONTENDERS` says what a name stands
+for.
 
 Without --data it runs on the synthetic funnel, where each seed has a log of its own (another world, other rows), so
 that pairing over seeds pairs worlds and initial weights, and intervals speak of worlds. With --data all seeds share one
@@ -36,7 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence_runs import (
-    SUBJECT,
+    SUBJECTS,
     Trial,
     add_arguments,
     paired_results,
@@ -110,9 +111,9 @@ def connections_table(results: dict[str, list[dict]]) -> Table | None:
     return table
 
 
-def gains_table(results: dict[str, list[dict]], task: str, subject: str = SUBJECT) -> Table:
+def gains_table(results: dict[str, list[dict]], task: str, named: Sequence[str] = SUBJECTS) -> Table:
     """The subjects' paired gains in a task over the other contenders, and the verdicts after Holm's correction."""
-    subjects = [contender for contender in results if contender.startswith(subject)]
+    subjects = [contender for contender in results if _is_of(contender, named)]
     pairs = [(subject, other) for subject in subjects for other in results if other not in subjects]
     gains = [paired_gain(aucs(results[subject], task), aucs(results[other], task)) for subject, other in pairs]
     corrected = holm([gain.p for gain in gains])
@@ -124,6 +125,10 @@ def gains_table(results: dict[str, list[dict]], task: str, subject: str = SUBJEC
     for (subject, other), gain, p in zip(pairs, gains, corrected, strict=True):
         table.add_row(subject, other, *gain_cells(gain, p))
     return table
+
+
+def _is_of(contender: str, subjects: Sequence[str]) -> bool:
+    return contender.partition(":")[0] in subjects
 
 
 def gain_cells(gain: Gain, corrected_p: float) -> tuple[str, ...]:
@@ -141,8 +146,8 @@ def _chance(p: float) -> str:
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:
     """Options that fit together; prepares the data where they ask for it."""
-    if not any(contender.startswith(options.subject) for contender in options.contenders):
-        raise ValueError(f"no contender begins with the subject {options.subject!r}")
+    if not any(_is_of(contender, options.subject) for contender in options.contenders):
+        raise ValueError(f"no contender is a subject ({', '.join(options.subject)}): name one with --subject")
     if options.raw and not options.data:
         raise ValueError("--raw needs --data, the directory to convert to")
     if options.raw and not options.data.exists():
@@ -192,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--contenders", nargs="+", default=_CONTENDERS, metavar="NAME[:LABEL_SPACE][:KEY=VALUE]")
     parser.add_argument("--data", type=Path, help="dataset directory; without it: the synthetic funnel")
     parser.add_argument("--raw", type=Path, help="publisher's files, to make --data of")
-    parser.add_argument("--subject", default=SUBJECT, help="whose gains are shown: contenders that begin so")
+    parser.add_argument("--subject", nargs="+", default=list(SUBJECTS), metavar="NAME", help="whose gains are shown")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[], help="to choose from for each contender")
     parser.add_argument("--tune-seeds", type=positive, default=2)
     options = parser.parse_args(words)

@@ -37,7 +37,8 @@ from pipelines.schema import HashSplit
 from pipelines.synthetic import SyntheticFunnel
 from pipelines.synthetic_truth import KEY, LOG, best_auc_of_split
 
-SUBJECT = "ncs4cvr"
+SUBJECT, LOTTERY = "ncs4cvr", "ncs4cvr_lottery"
+SUBJECTS = (SUBJECT, LOTTERY)
 # DTN's modules at a size that leaves DTN about as many weights as the wide baselines have.
 _SMALL_MASKNET = "masknet: {mask_units: 128, block_units: 64, units: [64, 64]}"
 _SMALL_MODULES = f"{{{_SMALL_MASKNET}, memonet: {{codebook_rows: 20000}}}}"
@@ -48,7 +49,7 @@ CONTENDERS = {
     "single_task": ("single_task", ["units={trunk}"]),
     "shared_bottom": ("shared_bottom", ["bottom_units={trunk}", "tower_units=[]"]),
     SUBJECT: ("ncs4cvr", ["trunk_units={trunk}", "mask=learned"]),
-    SUBJECT + "_lottery": ("ncs4cvr", ["trunk_units={trunk}", "mask=lottery"]),
+    LOTTERY: ("ncs4cvr", ["trunk_units={trunk}", "mask=lottery"]),
     "shared_bottom_wide": ("shared_bottom", ["bottom_units=[1024, 512, 256]"]),
     "mmoe": ("mmoe", []),
     "mmoe_wide": ("mmoe", ["num_experts=12"]),

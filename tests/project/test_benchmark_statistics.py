@@ -152,6 +152,16 @@ def test_tables_show_losses_as_plainly_as_gains():
     assert f"0.7100 ± {paired.mean_interval(values).half:.4f}" in means
 
 
+def test_a_subject_is_compared_with_its_own_variants():
+    results = {name: [kept(auc)] * 3 for name, auc in (("dtn:dropout=0.2", 0.75), ("dtn_no_tsn", 0.74), ("mmoe", 0.73))}
+    text = text_of(evidence.gains_table(results, "conversion", ["dtn"]))
+    assert "+0.0100" in text
+    assert "+0.0200" in text
+    assert text.count("dtn:dropout=0.2") == 2
+    with pytest.raises(ValueError, match="no contender is a subject"):
+        evidence.checked(argparse.Namespace(contenders=["dtn_no_tsn"], subject=["dtn"]))
+
+
 def options(**given) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     evidence_runs.add_arguments(parser)
