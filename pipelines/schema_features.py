@@ -71,6 +71,8 @@ class MultiCategorical(Categorical):
     Attributes:
         max_length: Longer lists are cut to this length.
         keep: Which end of a longer list stays: `"first"` or `"last"` (the most recent of a history).
+        ordered: Whether the values stand in the order of time, the oldest first; only with `keep="last"`. Position 0 of
+            the padded list is the oldest value that was kept, the padding stands behind the most recent one.
         combiner: How the embeddings of a list become one: `"mean"`, `"sum"` or `"sqrtn"`.
         weights: Raw column with one float per value; `None` weighs every value 1.
         separator: What parts the values where the raw column is a string (CSV).
@@ -79,9 +81,18 @@ class MultiCategorical(Categorical):
     type: Literal["multi_categorical"] = "multi_categorical"  # type: ignore[assignment]
     max_length: int = Field(ge=1)
     keep: Literal["first", "last"] = "first"
+    ordered: bool = False
     combiner: Literal["mean", "sum", "sqrtn"] = "mean"
     weights: str | None = None
     separator: str = Field(default="|", min_length=1)
+
+    @model_validator(mode="after")
+    def _most_recent_stay(self) -> MultiCategorical:
+        if self.ordered and self.keep == "first":
+            raise ValueError(
+                "`ordered: true` needs the most recent values, `keep: first` drops them: write `keep: last`"
+            )
+        return self
 
     @property
     def weights_name(self) -> str:

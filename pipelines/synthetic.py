@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import DataError
 from pipelines.schema import HashSplit, Keys, Label, Schema
 from pipelines.schema_file import save_schema
-from pipelines.synthetic_columns import RawColumn, declare
+from pipelines.synthetic_columns import HistoryColumn, RawColumn, declare, declare_history
+from pipelines.synthetic_history import HISTORY
 from pipelines.synthetic_presets import PRESETS
 from pipelines.synthetic_truth import KEY, LOG, TRUTH
 from pipelines.synthetic_world import CHUNK_ROWS, TASKS, Impressions, Population, World
@@ -44,6 +45,17 @@ class SyntheticFunnel:
 
     Conversion's effect in a term is, by the term's role: correlated with click's (shared), minus click's (opposite), or
     one of the two is zero (specific). Terms draw their roles at random; fields and pairs have the same shares of roles.
+
+    With `history_length` the log has one more column, `click_history`: a list in the order of time, the oldest value
+    first, of values of the item's category (`category`, or `f206` in `ali_ccp`). Every impression has a list of its
+    own, mostly of the few values that its user likes: the last of up to twice `history_length` clicks, none among them.
+    It adds to the logits what depends on the order:
+
+        sum_a 0.6**a E[h_a, c],        h_a the value of age a (0 the most recent), c the candidate's category
+
+    with a random table E of low rank for either task. The history's term is always shared, whatever the shares of roles
+    are: `task_correlation` is the correlation of its two effects. All other columns but the labels stay what they are
+    without a history.
 
     The same knobs give the same rows on every machine (with the same NumPy), and the first n rows do not depend on how
     many follow.
@@ -64,7 +76,10 @@ class SyntheticFunnel:
             is neither specific nor opposite is shared.
         main_strength: Standard deviation of the sum of the fields' effects in each logit.
         interaction_strength: Standard deviation of the sum of the pairs' effects in each logit.
-        interaction_rank: Rank of a pair's table of effects (of each of the two parts that a shared one mixes).
+        interaction_rank: Rank of a pair's table of effects, and of the history's (of each of the two parts that a
+            shared one mixes).
+        history_length: Longest click history, at most 100; about half of the lists are that long. 0: no such column.
+        history_strength: Standard deviation of the history's effect in each logit.
         observe_conversions: `"clicked"`: conversions are seen on clicked impressions only (selection bias).
             `"all"`: the log says for every impression whether it converts if clicked.
 
@@ -95,6 +110,8 @@ class SyntheticFunnel:
     main_strength: float = 1.1
     interaction_strength: float = 0.5
     interaction_rank: int = 2
+    history_length: int = 0
+    history_strength: float = 0.8
     observe_conversions: Literal["clicked", "all"] = "clicked"
 
     def __post_init__(self) -> None:
@@ -119,16 +136,21 @@ class SyntheticFunnel:
             specific_share=self.specific_share,
             opposite_share=self.opposite_share,
             strengths=(self.main_strength, self.interaction_strength),
+            history=(self.history_length, self.history_strength),
             rank=self.interaction_rank,
         )
 
     def schema(self) -> Schema:
         """The schema of the log: features, the funnel, users as groups, a split by hash of the impression."""
         parent = "click" if self.observe_conversions == "clicked" else None
+        preset = PRESETS[self.preset]
+        features = [declare(field) for field in preset.fields]
+        if self.history_length:
+            features.append(declare_history(preset.history_field, self.history_length))
         return Schema(
-            features=tuple(declare(field) for field in PRESETS[self.preset].fields),
+            features=tuple(features),
             labels=(Label(name="click"), Label(name="conversion", parent=parent)),
-            keys=Keys(group=PRESETS[self.preset].fields[0].name),
+            keys=Keys(group=preset.fields[0].name),
             split=HashSplit(by="hash", key=KEY, valid=0.1, test=0.1),
         )
 
@@ -173,8 +195,7 @@ class SyntheticFunnel:
         Yields:
             A table of the log and one of its truth, in chunks of at most 65,536 rows.
         """
-        _ = self.world
-        columns = {field.name: RawColumn(field, self.world.population) for field in PRESETS[self.preset].fields}
+        columns = self._columns()
         chunks = range(-(-rows // CHUNK_ROWS))
         with ThreadPoolExecutor(max_workers=2) as pool:
             waiting: deque[Future[tuple[pa.Table, pa.Table]]] = deque()
@@ -192,28 +213,30 @@ class SyntheticFunnel:
         """The knobs, and the truth about fields and pairs, as plain data.
 
         `importance[task][field]` is the variance that the field brings into the task's logit: of its own effect plus
-        half of each pair that it is in. `fields` and `interactions` give the parts, and every term's role.
+        half of each pair that it is in. `fields` and `interactions` give the parts, and every term's role. The history
+        and the candidate's category are such a pair: half of its variance counts for either.
         """
-        names = list(self.world.population.fields)
-        parts = list(zip(self.world.terms, self.world.variances(), strict=True))
-        mains = {term.fields[0]: (term, variance) for term, variance in parts if len(term.fields) == 1}
-        pairs = [(term, variance) for term, variance in parts if len(term.fields) == 2]
-        halves = {n: [sum(v[t] for term, v in pairs if n in term.fields) / 2 for t in range(2)] for n in names}
+        parts = self.world.variances()
+        names = [*self.world.population.fields, *([HISTORY] if self.history_length else [])]
+        # A history acts only together with the candidate: it has no effect of its own.
+        mains = {n: parts.get((n,), ("shared", [0.0, 0.0])) for n in names}
+        pairs = {key: part for key, part in parts.items() if len(key) == 2}
+        halves = {n: [sum(v[t] for key, (_, v) in pairs.items() if n in key) / 2 for t in range(2)] for n in names}
         z_click, z_conversion = (z.astype(np.float64) for z in self.world.logits(self.world.sample))
         return {
             "knobs": {knob.name: getattr(self, knob.name) for knob in fields(self)},
             "importance": {task: {n: mains[n][1][t] + halves[n][t] for n in names} for t, task in enumerate(TASKS)},
             "fields": {
                 n: {
-                    "role": mains[n][0].role,
+                    "role": mains[n][0],
                     "main": dict(zip(TASKS, mains[n][1], strict=True)),
                     "interaction": dict(zip(TASKS, halves[n], strict=True)),
                 }
                 for n in names
             },
             "interactions": [
-                {"fields": list(term.fields), "role": term.role, "variance": dict(zip(TASKS, variance, strict=True))}
-                for term, variance in pairs
+                {"fields": list(key), "role": role, "variance": dict(zip(TASKS, variance, strict=True))}
+                for key, (role, variance) in pairs.items()
             ],
             "logits": {
                 "intercept": dict(zip(TASKS, self.world.intercepts, strict=True)),
@@ -221,6 +244,13 @@ class SyntheticFunnel:
                 "correlation": _correlation(z_click, z_conversion),
             },
         }
+
+    def _columns(self) -> dict[str, RawColumn | HistoryColumn]:
+        preset, population = PRESETS[self.preset], self.world.population
+        columns: dict[str, RawColumn | HistoryColumn] = {f.name: RawColumn(f, population) for f in preset.fields}
+        if self.history_length:
+            columns[HISTORY] = HistoryColumn(preset.history_field, population)
+        return columns
 
     def _write_parquet(self, partial: Path, rows: int, progress: Callable[[int], None] | None) -> tuple[int, int, int]:
         counts = np.zeros(3, np.int64)
@@ -245,7 +275,9 @@ class SyntheticFunnel:
                 writer.close()
         return int(counts[0]), int(counts[1]), int(counts[2])
 
-    def _tables_of(self, chunk: int, columns: dict[str, RawColumn], rows: int) -> tuple[pa.Table, pa.Table]:
+    def _tables_of(
+        self, chunk: int, columns: dict[str, RawColumn | HistoryColumn], rows: int
+    ) -> tuple[pa.Table, pa.Table]:
         drawn = self.world.impressions(chunk)
         start = chunk * CHUNK_ROWS
         keys = pa.array(np.arange(start, start + CHUNK_ROWS, dtype=np.int64))
@@ -283,6 +315,9 @@ def _check_knobs(knobs: SyntheticFunnel) -> None:
         value = getattr(knobs, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise DataError(f"{name}={value!r}: must be an integer of at least {low}")
+    length = knobs.history_length
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= 100:
+        raise DataError(f"history_length={length!r}: must be an integer from 0 to 100")
     for name, low_, high in (
         ("user_zipf", 0.0, 5.0),
         ("item_zipf", 0.0, 5.0),
@@ -293,6 +328,7 @@ def _check_knobs(knobs: SyntheticFunnel) -> None:
         ("opposite_share", 0.0, 1.0),
         ("main_strength", 0.0, 10.0),
         ("interaction_strength", 0.0, 10.0),
+        ("history_strength", 0.0, 10.0),
     ):
         value = getattr(knobs, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low_ <= value <= high:

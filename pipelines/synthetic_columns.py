@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.schema import Categorical, Feature, MultiCategorical, Numeric
+from pipelines.synthetic_history import HISTORY
 from pipelines.synthetic_presets import Field
 from pipelines.synthetic_world import Population, normal_scores
 
@@ -50,6 +51,27 @@ class RawColumn:
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), words)
 
 
+class HistoryColumn:
+    """Makes the click histories, as lists of the raw values of the item's field.
+
+    Args:
+        field: The item's field.
+        population: As for `RawColumn`.
+    """
+
+    def __init__(self, field: Field, population: Population) -> None:
+        self._values = RawColumn(field, population)
+        self._none = field.size
+
+    def array(self, ids: np.ndarray) -> pa.Array:
+        """The column of the log, `[rows]`, from ids by age; the oldest value stands first."""
+        oldest_first = ids[:, ::-1]
+        present = oldest_first != self._none
+        offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
+        values = self._values.array(oldest_first[present])
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
 def declare(field: Field) -> Feature:
     """The field's declaration in the schema."""
     if field.kind == "multi":
@@ -57,7 +79,19 @@ def declare(field: Field) -> Feature:
     if field.kind == "numeric":
         missing: Literal["mean", "error"] = "mean" if field.missing else "error"
         return Numeric(name=field.name, transform="log1p", buckets=field.buckets, missing=missing)
-    return Categorical(name=field.name, dtype="int" if field.kind == "int" else "string", table=field.table)
+    return Categorical(name=field.name, dtype=_dtype(field), table=field.table)
+
+
+def declare_history(field: Field, length: int) -> MultiCategorical:
+    """The declaration of a click history that lists the values of an item's field."""
+    table = field.table or field.name
+    return MultiCategorical(
+        name=HISTORY, dtype=_dtype(field), table=table, max_length=length, keep="last", ordered=True
+    )
+
+
+def _dtype(field: Field) -> Literal["string", "int"]:
+    return "int" if field.kind == "int" else "string"
 
 
 def _texts(field: Field, population: Population) -> list[str]:

@@ -56,6 +56,7 @@ class Preset:
     Attributes:
         fields: The columns, in order.
         pairs: Pairs of fields with an interaction, each with the same share in the variance of a logit.
+        history_of: The item's field whose values a click history lists.
         users: Number of users.
         items: Number of items.
         user_zipf: Exponent of the users' activity: the share of rank r is proportional to r to the power of minus this.
@@ -64,10 +65,16 @@ class Preset:
 
     fields: tuple[Field, ...]
     pairs: tuple[tuple[str, str], ...]
+    history_of: str
     users: int
     items: int
     user_zipf: float = 0.5
     item_zipf: float = 0.9
+
+    @property
+    def history_field(self) -> Field:
+        """The field that `history_of` names."""
+        return next(field for field in self.fields if field.name == self.history_of)
 
 
 _AGES = ("25-34", "35-44", "18-24", "45-54", "55-64", "65+", "under 18")
@@ -95,6 +102,7 @@ SMALL = Preset(
         ("member_level", "position"),
         ("device", "hour"),
     ),
+    history_of="category",
     users=10_000,
     items=2_000,
 )
@@ -149,6 +157,7 @@ ALI_CCP = Preset(
         ("f122", "f127"),
         ("f126", "f129"),
     ),
+    history_of="f206",
     users=238_635,
     items=467_298,
 )

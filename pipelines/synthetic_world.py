@@ -4,12 +4,12 @@
     z_conversion = the same with the effects that the terms' roles make of those of click
 
 Every effect is a table over the ids of one field or one pair, its entries multiples of 2**-16. Sums of such numbers are
-exact in float32, so the logits, and with them the log, do not depend on the machine or on the order of summation.
+exact in float32, so the logits, and with them the log, do not depend on the machine or on the order of summation. The
+effect of a click history, where there is one, is rounded to such multiples (`pipelines.synthetic_history`).
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.synthetic_history import HISTORY, HistoryTerm, Tastes, history_term
+from pipelines.synthetic_numbers import on_grid, random_stream, zipf_cdf
 from pipelines.synthetic_presets import Field, Preset
 
 TASKS = ("click", "conversion")
@@ -25,22 +27,9 @@ CHUNK_ROWS = 65_536
 Role = Literal["shared", "click_only", "conversion_only", "opposite"]
 Ids = dict[str, np.ndarray]
 
-_GRID = 2.0**16
 _HISTORY_SHARE = 0.4
 _SAMPLE_CHUNKS = 2
 _TABLES, _ROWS, _SAMPLE = range(3)
-
-
-def random_stream(seed: int, *key: int | str) -> np.random.Generator:
-    """A generator of its own for every key, so that no draw depends on how many others there are."""
-    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=words))
-
-
-def zipf_cdf(size: int, exponent: float) -> np.ndarray:
-    """Cumulative shares of ranks 1 ... size, share(r) proportional to r**-exponent; float64 `[size]`, ends in 1."""
-    cumulative = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
-    return cumulative / cumulative[-1]
 
 
 class Population:
@@ -137,7 +126,8 @@ class Term:
 class Impressions:
     """Some drawn rows: ids by field; float32 probabilities of click, and of conversion given click; the outcomes.
 
-    `would_convert` says whether the impression converts if it is clicked, whether it is or not.
+    `would_convert` says whether the impression converts if it is clicked, whether it is or not. Among the ids is the
+    click history of a world that has one: int32 `[rows, length]`, see `Tastes.draw`.
     """
 
     ids: Ids
@@ -159,7 +149,8 @@ class World:
         specific_share: Share of the terms that only one task feels.
         opposite_share: Share of the terms whose conversion effect is minus the click effect.
         strengths: Standard deviation of the sum of field effects, and of the sum of pair effects.
-        rank: Rank of a pair's effect before correlation mixes two of them.
+        history: Longest click history (0: there are none), and the standard deviation of its effect.
+        rank: Rank of a pair's effect, and of the history's, before correlation mixes two of them.
     """
 
     def __init__(
@@ -173,11 +164,14 @@ class World:
         specific_share: float,
         opposite_share: float,
         strengths: tuple[float, float],
+        history: tuple[int, float],
         rank: int,
     ) -> None:
         self._seed = seed
         self.population = population
-        parts = [population.draw(random_stream(seed, _SAMPLE, i), CHUNK_ROWS) for i in range(_SAMPLE_CHUNKS)]
+        self._user = preset.fields[0].name
+        self._tastes = self._make_tastes(preset.history_field, history[0])
+        parts = [self._draw(_SAMPLE, i)[0] for i in range(_SAMPLE_CHUNKS)]
         self.sample = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         shares = (specific_share, opposite_share)
         mains: dict[tuple[str, ...], float] = {(field.name,): field.weight for field in preset.fields}
@@ -186,13 +180,13 @@ class World:
             *self._make_terms(mains, shares, correlation, strengths[0], rank),
             *self._make_terms(pairs, shares, correlation, strengths[1], rank),
         ]
+        self.history = self._make_history(preset.history_field.name, correlation, history[1], rank)
         self.intercepts = (0.0, 0.0)
         self.intercepts = self._calibrated(rates)
 
     def impressions(self, chunk: int) -> Impressions:
         """Draws rows `chunk * CHUNK_ROWS` and following, `CHUNK_ROWS` of them."""
-        rng = random_stream(self._seed, _ROWS, chunk)
-        ids = self.population.draw(rng, CHUNK_ROWS)
+        ids, rng = self._draw(_ROWS, chunk)
         p_click, p_conversion = (sigmoid(z) for z in self.logits(ids))
         click, would_convert = (rng.random(CHUNK_ROWS) < p for p in (p_click, p_conversion))
         return Impressions(ids, p_click, p_conversion, click, would_convert)
@@ -206,12 +200,17 @@ class World:
             for total, effect in zip(sums, term.effects, strict=True):
                 if effect is not None:
                     total += np.take(effect, index)
+        if self.history is not None:
+            for total, contribution in zip(sums, self.history.contributions(ids), strict=True):
+                total += contribution.astype(np.float32)
         return sums
 
-    def variances(self) -> list[tuple[float, float]]:
-        """Per term the variance of its contribution to each task's logit, over a sample of impressions."""
-        contributions = (self._contributions(term, self.sample) for term in self.terms)
-        return [(float(np.var(click)), float(np.var(conversion))) for click, conversion in contributions]
+    def variances(self) -> dict[tuple[str, ...], tuple[Role, list[float]]]:
+        """By fields each term's role, and the variance of its contribution to each task's logit over a sample."""
+        found = {t.fields: (t.role, _variances(self._contributions(t, self.sample))) for t in self.terms}
+        if self.history is not None:
+            found[self.history.fields] = ("shared", _variances(self.history.contributions(self.sample)))
+        return found
 
     def index(self, names: Sequence[str], ids: Ids) -> np.ndarray:
         """Where the rows stand in the table of a term over these fields: `[rows]`."""
@@ -219,9 +218,30 @@ class World:
             return ids[names[0]]
         return ids[names[0]] * np.int64(self.population.size(names[1])) + ids[names[1]]
 
+    def _draw(self, kind: int, chunk: int) -> tuple[Ids, np.random.Generator]:
+        """The ids of a chunk, and the generator for its outcomes, which a history leaves as it is."""
+        rng = random_stream(self._seed, kind, chunk)
+        ids = self.population.draw(rng, CHUNK_ROWS)
+        if self._tastes is not None:
+            ids[HISTORY] = self._tastes.draw(ids[self._user], random_stream(self._seed, kind, chunk, HISTORY))
+        return ids, rng
+
     def _contributions(self, term: Term, ids: Ids) -> tuple[np.ndarray, ...]:
         index = self.index(term.fields, ids)
         return tuple(np.zeros(len(index)) if e is None else np.take(e, index).astype(np.float64) for e in term.effects)
+
+    def _make_tastes(self, field: Field, length: int) -> Tastes | None:
+        if length == 0:
+            return None
+        rng = random_stream(self._seed, _TABLES, HISTORY)
+        return Tastes(zipf_cdf(field.size, field.skew), self.population.size(self._user), length, rng)
+
+    def _make_history(self, of: str, correlation: float, strength: float, rank: int) -> HistoryTerm | None:
+        if self._tastes is None:
+            return None
+        rng = random_stream(self._seed, _TABLES, "effect", HISTORY, of)
+        left, right = (self.population.factors(of, 2 * rank, rng) for _ in range(2))
+        return history_term((HISTORY, of), self.sample, (left, right), correlation, strength)
 
     def _make_terms(
         self,
@@ -269,7 +289,7 @@ class World:
             deviation = float(np.std(sum(c[task] for c in contributions)))
             scales.append(strength / deviation if deviation > 0.0 else 0.0)
         return [
-            Term(t.fields, t.role, (_on_grid(t.effects[0], scales[0]), _on_grid(t.effects[1], scales[1])))
+            Term(t.fields, t.role, (_rounded(t.effects[0], scales[0]), _rounded(t.effects[1], scales[1])))
             for t in terms
         ]
 
@@ -323,12 +343,16 @@ def _standardised(effect: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (effect - drawn.mean()) / drawn.std()
 
 
+def _variances(contributions: Sequence[np.ndarray]) -> list[float]:
+    return [float(np.var(contribution)) for contribution in contributions]
+
+
 def _times(effect: np.ndarray | None, factor: float) -> np.ndarray | None:
     return None if effect is None else effect * factor
 
 
-def _on_grid(effect: np.ndarray | None, scale: float) -> np.ndarray | None:
-    return None if effect is None else (np.round(effect * (scale * _GRID)) / _GRID).astype(np.float32)
+def _rounded(effect: np.ndarray | None, scale: float) -> np.ndarray | None:
+    return None if effect is None else on_grid(effect, scale).astype(np.float32)
 
 
 def _solve_intercept(logits: np.ndarray, weights: np.ndarray, rate: float) -> float:
@@ -337,4 +361,4 @@ def _solve_intercept(logits: np.ndarray, weights: np.ndarray, rate: float) -> fl
         middle = (low + high) / 2.0
         mean = np.average(sigmoid(logits + middle).astype(np.float64), weights=weights)
         low, high = (middle, high) if mean < rate else (low, middle)
-    return round((low + high) / 2.0 * _GRID) / _GRID
+    return float(on_grid((low + high) / 2.0))

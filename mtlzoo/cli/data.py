@@ -22,12 +22,13 @@ def synth(
     rows: Annotated[int, typer.Option(min=1, help="Impressions.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
     preset: Annotated[str, typer.Option(help="small or ali_ccp.")] = "small",
+    history_length: Annotated[int, typer.Option(min=0, help="Longest click history; 0: no such column.")] = 0,
 ) -> None:
     """Writes a synthetic click and conversion log (Parquet), its schema and, aside, its true probabilities."""
     from mtlzoo.cli.console import err, row_progress
     from pipelines.synthetic import SyntheticFunnel
 
-    funnel = SyntheticFunnel(preset=preset, seed=seed)
+    funnel = SyntheticFunnel(preset=preset, seed=seed, history_length=history_length)
     with row_progress("writing impressions") as progress:
         funnel.write(out_folder, rows, progress=lambda done: progress(done, rows))
     err.print(f"{rows:,} impressions in {out_folder}: impressions.parquet, schema.yaml, truth.parquet", highlight=False)

@@ -42,6 +42,7 @@ def _feature(draw, name: str, number: int) -> dict:
     if kind == "multi_categorical":
         feature |= {"max_length": draw(st.integers(1, 50)), "separator": draw(st.text("|,; \t", min_size=1))}
         feature |= {"keep": draw(st.sampled_from(["first", "last"])), "weights": draw(raw_names)}
+        feature |= {"ordered": draw(st.booleans()) and feature["keep"] == "last"}
     return feature
 
 
@@ -66,6 +67,17 @@ def test_a_schema_survives_its_file(schema, tmp_path_factory):
     again = load_schema(path)
     assert again == schema
     assert again.digest() == schema.digest()
+
+
+def test_ordered_is_stored_only_where_it_is_true(demo_schema):
+    plain = demo_schema.to_dict()
+    assert all("ordered" not in f for f in plain["features"])
+    feature(plain, "history")["ordered"] = False
+    assert Schema.model_validate(plain).digest() == demo_schema.digest()
+    feature(plain, "history")["ordered"] = True
+    ordered = Schema.model_validate(plain)
+    assert feature(ordered.to_dict(), "history")["ordered"] is True
+    assert ordered.digest() != demo_schema.digest()
 
 
 def test_fitted_schema_survives_its_file(dataset, tmp_path):
@@ -100,6 +112,10 @@ BAD = {
     "missing out of domain": (lambda d: feature(d, "price").update(missing=-1.0), "above -1 for log1p"),
     "missing not finite": (lambda d: feature(d, "age").update(missing=float("inf")), "finite"),
     "reserved": (lambda d: feature(d, "age").update(name="numeric"), "'numeric' is reserved"),
+    "ordered from the wrong end": (
+        lambda d: feature(d, "tags").update(ordered=True),
+        r"\(tags\): `ordered: true` needs the most recent values, `keep: first` drops them: write `keep: last`$",
+    ),
     "no training rows": (lambda d: d["split"].update(valid=0.8), "valid=0.8 and test=0.2 leave no training rows"),
 }
 

@@ -14,8 +14,9 @@ from pipelines.hashing import hash_strings
 from pipelines.raw import read_raw
 from pipelines.schema_file import load_schema
 from pipelines.synthetic import SyntheticFunnel
+from pipelines.synthetic_numbers import zipf_cdf
 from pipelines.synthetic_truth import best_auc, best_auc_of_split, expected_auc
-from pipelines.synthetic_world import CHUNK_ROWS, zipf_cdf
+from pipelines.synthetic_world import CHUNK_ROWS
 
 ROWS = 150_000
 FILES = ["impressions.parquet", "schema.yaml", "truth.parquet", "world.json"]
