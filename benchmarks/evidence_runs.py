@@ -53,11 +53,16 @@ CONTENDERS = {
     "shared_bottom_wide": ("shared_bottom", ["bottom_units=[1024, 512, 256]"]),
     "mmoe": ("mmoe", []),
     "mmoe_wide": ("mmoe", ["num_experts=12"]),
+    "ple_wide": ("ple", ["own_experts=4", "shared_experts=3", "expert_units=[256, 128]"]),
     "mmoe_interactions": ("mmoe", _EXPERTS),
     "dtn": ("dtn", _DTN),
     "dtn_no_tsn": ("dtn", [*_DTN, "tsn_pairs=[]"]),
     "dtn_shared_only": ("dtn", [*_DTN, "task_groups=false"]),
     "dtn_one_kind": ("dtn", _ONE_KIND),
+    "dcrnn": ("dcrnn", []),
+    # With every gate open and weights of its own per depth, a wholly shared recurrence is DCN-v2.
+    "dcn_shared_bottom": ("dcrnn", ["sharing=1", "gates=open", "tied=false", "transfer=false"]),
+    "separate_crosses": ("dcrnn", ["sharing=0", "transfer=false"]),
 }
 FIRST_WORLD = 100  # the seed of a run's world is this plus its own
 _VALID_SHARE = 0.1

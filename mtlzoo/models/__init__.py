@@ -7,9 +7,11 @@ import inspect
 from typing import Any
 
 from mtlzoo.models.base import MultiTaskModel
+from mtlzoo.models.dcrnn import DCRNN
 from mtlzoo.models.dtn import DTN
 from mtlzoo.models.mmoe import MMoE
 from mtlzoo.models.ncs4cvr import NCS4CVR
+from mtlzoo.models.ple import PLE
 from mtlzoo.models.shared_bottom import SharedBottom
 from mtlzoo.models.single_task import SingleTask
 from pipelines.schema import Schema
@@ -18,11 +20,25 @@ MODELS: dict[str, type[MultiTaskModel]] = {
     "single_task": SingleTask,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
+    "ple": PLE,
     "ncs4cvr": NCS4CVR,
     "dtn": DTN,
+    "dcrnn": DCRNN,
 }
 
-__all__ = ["DTN", "MODELS", "NCS4CVR", "MMoE", "MultiTaskModel", "SharedBottom", "SingleTask", "arguments_of", "create"]
+__all__ = [
+    "DCRNN",
+    "DTN",
+    "MODELS",
+    "NCS4CVR",
+    "PLE",
+    "MMoE",
+    "MultiTaskModel",
+    "SharedBottom",
+    "SingleTask",
+    "arguments_of",
+    "create",
+]
 
 
 def create(name: str, schema: Schema, **arguments: Any) -> MultiTaskModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -173,6 +174,24 @@ def funnel_probabilities(schema: Schema, logits: dict[str, Any], label_space: La
             logit = JointLogit(name=f"{target.name}_joint_logit")(chain)
         probabilities[target.name] = Probability(name=target.name)(logit)
     return probabilities
+
+
+def weighted_losses(model: MultiTaskModel, pos_weight: Sequence[float]) -> dict[str, Any]:
+    """Cross-entropy for each task that is trained, with heavier positives.
+
+    Args:
+        model: The model.
+        pos_weight: Weight of the positives of labels without a parent, and of the others.
+
+    Returns:
+        Loss by task; `None` for tasks that are not trained.
+    """
+    of_roots, of_others = pos_weight
+    roots = {label.name for label in model.schema.labels if label.parent is None}
+    return {
+        task.name: BinaryCrossentropy(of_roots if task.label in roots else of_others) if task.trained else None
+        for task in model.tasks
+    }
 
 
 def tower_logits(

@@ -11,8 +11,7 @@ import numpy as np
 from keras import ops
 
 from mtlzoo.layers import FeatureScale, InputGates, ModuleGate, Probability, TaskSensitiveGate
-from mtlzoo.losses import BinaryCrossentropy
-from mtlzoo.models.base import MultiTaskModel, tower_logit
+from mtlzoo.models.base import MultiTaskModel, tower_logit, weighted_losses
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
 from mtlzoo.tasks import LabelSpace
@@ -157,12 +156,7 @@ class DTN(MultiTaskModel):
 
     def default_losses(self) -> dict[str, Any]:
         """Cross-entropy with the argument `pos_weight`."""
-        of_roots, of_others = self._arguments["pos_weight"]
-        roots = {label.name for label in self.schema.labels if label.parent is None}
-        return {
-            task.name: BinaryCrossentropy(of_roots if task.label in roots else of_others) if task.trained else None
-            for task in self.tasks
-        }
+        return weighted_losses(self, self._arguments["pos_weight"])
 
     def gate_weights(self, features: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """How each task weighs the modules, before the task-sensitive network scales them.

@@ -38,11 +38,19 @@ class EmbeddedFeatures:
             multi-valued ones, pooled.
         numeric: Float features `[batch, m]`, or `None`.
         names: Per width the names of the fields, in the order of `fields`.
+        lists: By name of a multi-valued feature its values one by one, `[batch, length, width]`, before they are
+            pooled; anything may stand at the padding.
     """
 
     fields: tuple[Any, ...]
     numeric: Any | None
     names: tuple[tuple[str, ...], ...]
+    lists: dict[str, Any]
+
+    def field(self, name: str) -> Any:
+        """One field, `[batch, width]`."""
+        group = next(i for i, names in enumerate(self.names) if name in names)
+        return self.fields[group][:, self.names[group].index(name)]
 
     def flat(self) -> Any:
         """Everything side by side, `[batch, D]`."""
@@ -73,14 +81,14 @@ def embed_features(
     by_width: dict[int, list[Categorical | Numeric]] = {}
     for feature in (*schema.packed_categorical, *schema.multis):
         by_width.setdefault(feature.embedding_dim or embedding_dim, []).append(feature)
-    groups = [
-        _embed_width(schema, inputs, features, width, dtype, f"{prefix}embedding_{width}")
-        for width, features in by_width.items()
-    ]
-    numeric = inputs.get("numeric")
-    return EmbeddedFeatures(
-        tuple(groups), numeric, tuple(tuple(f.name for f in features) for features in by_width.values())
-    )
+    groups: list[Any] = []
+    lists: dict[str, Any] = {}
+    for width, features in by_width.items():
+        fields, found = _embed_width(schema, inputs, features, width, dtype, f"{prefix}embedding_{width}")
+        groups.append(fields)
+        lists |= found
+    names = tuple(tuple(f.name for f in features) for features in by_width.values())
+    return EmbeddedFeatures(tuple(groups), inputs.get("numeric"), names, lists)
 
 
 def _embed_width(
@@ -90,8 +98,8 @@ def _embed_width(
     width: int,
     dtype: Any,
     name: str,
-) -> Any:
-    """All features of one width through one table: `[batch, fields, width]`."""
+) -> tuple[Any, dict[str, Any]]:
+    """All features of one width through one table: `[batch, fields, width]`, and the lists among them, unpooled."""
     packed = list(schema.packed_categorical)
     singles = [f for f in features if f in packed]
     multis = [f for f in schema.multis if f in features]
@@ -112,13 +120,16 @@ def _embed_width(
     table = EmbeddingTable([sizes[t] for t in table_names], columns, width, dtype=dtype, name=name)
     rows = table(all_ids)  # [batch, singles + list lengths, width]
     if not multis:
-        return rows
+        return rows, {}
+    lists = {}
     parts = [rows[:, : len(singles)]] if singles else []
     start = len(singles)
     for multi in multis:
         stop = start + multi.max_length
         pooling = WeightedPooling(multi.combiner, dtype=dtype, name=f"{name}_{multi.name}_pooled")
-        pooled = pooling((rows[:, start:stop], inputs[multi.weights_name]))  # [batch, width]
+        lists[multi.name] = rows[:, start:stop]  # [batch, length, width]
+        pooled = pooling((lists[multi.name], inputs[multi.weights_name]))  # [batch, width]
         parts.append(keras.ops.expand_dims(pooled, 1))
         start = stop
-    return parts[0] if len(parts) == 1 else keras.layers.Concatenate(axis=1, dtype=dtype, name=f"{name}_fields")(parts)
+    joined = keras.layers.Concatenate(axis=1, dtype=dtype, name=f"{name}_fields")
+    return parts[0] if len(parts) == 1 else joined(parts), lists

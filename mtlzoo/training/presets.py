@@ -55,7 +55,24 @@ _DTN_PAPER = Preset(
     training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10},
 )
 
-PRESETS: dict[str, dict[str, Preset]] = {"ncs4cvr": {"paper": _NCS4CVR_PAPER}, "dtn": {"paper": _DTN_PAPER}}
+# No settings of DCRNN (arXiv 2310.11777) are known. These are those that its authors' code of FDN has for Ali-CCP: its
+# expert widths stand for the towers'; regularizers and dropout are declared there and never used.
+_DCRNN_SISTER = Preset(
+    arguments={
+        "tower_units": [128, 64],
+        "pos_weight": [200.0, 3000.0],
+        "embedding_dim": 16,
+        "dropout": 0.0,
+        "label_space": "ctcvr",
+    },
+    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10},
+)
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "ncs4cvr": {"paper": _NCS4CVR_PAPER},
+    "dtn": {"paper": _DTN_PAPER},
+    "dcrnn": {"default": Preset(arguments={}), "authors_sister_code": _DCRNN_SISTER},
+}
 
 
 def preset_of(model: str, name: str) -> Preset:
