@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mtlzoo.inspection import FeatureImportance, GateWeights, Importance, Sharing
+    from mtlzoo.inspection import FeatureImportance, GateWeights, Importance, Sharing, UpdateGates
     from mtlzoo.models import MultiTaskModel
     from mtlzoo.training import Run
     from pipelines import Dataset
@@ -39,34 +39,26 @@ def explain(
 ) -> None:
     """Explains a run: which features each task needs, and what its masks and gates learned; an HTML report."""
     from mtlzoo.cli.console import err, out, phase_progress, print_json
-    from mtlzoo.inspection import (
-        checked_measure,
-        checked_path,
-        has_gates,
-        mean_gate_weights,
-        permutation_importance,
-        write_report,
-    )
+    from mtlzoo.inspection import checked_measure, checked_path, permutation_importance, write_report
     from mtlzoo.training import open_run
 
     run = open_run(run_folder)
     path = checked_path(out_file or run_folder / "report.html")
     model = run.model()
     dataset = _dataset(run, data, model, no_importance)
-    importance = gates = None
+    importance = None
     if dataset is not None and not no_importance:
         with phase_progress(_PHASES) as progress:
             importance = permutation_importance(
                 model, dataset, split, checked_measure(measure), repeats, max_rows, progress=progress
             )
     with err.status("drawing the report"):
-        if dataset is not None and has_gates(model):
-            gates = mean_gate_weights(model, dataset, split)
-        write_report(run, path, model, importance, gates)
+        gates, updates = _gates(model, dataset, split)
+        write_report(run, path, model, importance, gates, updates)
     if as_json:
-        print_json({"model": run.config.model, "report": str(path), **_numbers(model, importance, gates)})
+        print_json({"model": run.config.model, "report": str(path), **_numbers(model, importance, gates, updates)})
         return
-    for table in _tables(run.config.model, model, importance, gates):
+    for table in _tables(run.config.model, model, importance, gates, updates):
         out.print(table)
     err.print(f"report: {path}", highlight=False, soft_wrap=True)
 
@@ -78,21 +70,37 @@ def _dataset(run: Run, data: Path | None, model: MultiTaskModel, no_importance: 
         DataError: It is not there, or no dataset.
     """
     from mtlzoo.callbacks.mask_density import masked_layers
-    from mtlzoo.inspection import has_gates
+    from mtlzoo.inspection import has_gates, has_update_gates
     from pipelines import DataError, open_dataset
 
-    if no_importance and not has_gates(model):
+    gated = has_gates(model) or has_update_gates(model)
+    if no_importance and not gated:
         return None
     if data is not None:
         return open_dataset(data)
     if not Path(run.config.data).is_dir():
-        has_more = masked_layers(model) and not has_gates(model)
-        instead = ", or explain the masks alone with --no-importance" if has_more else ""
+        masks_alone = masked_layers(model) and not gated
+        instead = ", or explain the masks alone with --no-importance" if masks_alone else ""
         raise DataError(f"{run.config.data}: the dataset of this run is gone; say where it is with --data DIR{instead}")
     return run.dataset()
 
 
-def _numbers(model: MultiTaskModel, importance: Importance | None, gates: GateWeights | None) -> dict[str, Any]:
+def _gates(
+    model: MultiTaskModel, dataset: Dataset | None, split: str | None
+) -> tuple[GateWeights | None, UpdateGates | None]:
+    """What a model's gates do; `None` for a kind that it does not have."""
+    from mtlzoo.inspection import has_gates, has_update_gates, mean_gate_weights, mean_update_gates
+
+    if dataset is None:
+        return None, None
+    gates = mean_gate_weights(model, dataset, split) if has_gates(model) else None
+    updates = mean_update_gates(model, dataset, split) if has_update_gates(model) else None
+    return gates, updates
+
+
+def _numbers(
+    model: MultiTaskModel, importance: Importance | None, gates: GateWeights | None, updates: UpdateGates | None
+) -> dict[str, Any]:
     """What was found, as plain data."""
     from mtlzoo.callbacks.mask_density import masked_layers
     from mtlzoo.inspection import importance_numbers, numbers
@@ -101,11 +109,16 @@ def _numbers(model: MultiTaskModel, importance: Importance | None, gates: GateWe
         **({"importance": importance_numbers(importance)} if importance is not None else {}),
         **(numbers(model) if masked_layers(model) else {}),
         **({"gates": gates.to_dict()} if gates is not None else {}),
+        **({"updates": updates.to_dict()} if updates is not None else {}),
     }
 
 
 def _tables(
-    name: str, model: MultiTaskModel, importance: Importance | None, gates: GateWeights | None
+    name: str,
+    model: MultiTaskModel,
+    importance: Importance | None,
+    gates: GateWeights | None,
+    updates: UpdateGates | None,
 ) -> Iterator[Table]:
     """What was found, as tables."""
     from mtlzoo.callbacks.mask_density import masked_layers
@@ -118,6 +131,8 @@ def _tables(
         yield sharing_table([*layers, total(layers)], f"{name}: which tasks use the connections of the trunk")
     if gates is not None:
         yield gate_table(gates, f"{name}: mean weight of each module")
+    if updates is not None:
+        yield update_table(updates, f"{name}: mean update gate in each step")
 
 
 def importance_table(importance: Importance, name: str) -> Table:
@@ -163,6 +178,20 @@ def gate_table(gates: GateWeights, title: str) -> Table:
     for module in gates.modules:
         weights = (means.get(module) for means in gates.means.values())
         table.add_row(escape(module), *("-" if weight is None else f"{weight:.3f}" for weight in weights))
+    return table
+
+
+def update_table(updates: UpdateGates, title: str) -> Table:
+    """One row per step, one column per part of the state."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column(updates.axis, overflow="fold")
+    for part in updates.parts:
+        table.add_column(escape(part), justify="right")
+    for step, *gates in zip(updates.steps, *updates.parts.values(), strict=True):
+        table.add_row(escape(step), *(f"{gate.mean:.3f}" for gate in gates))
     return table
 
 

@@ -15,6 +15,7 @@ from mtlzoo.inspection.importance_sections import features_by_share, importance_
 from mtlzoo.inspection.mask_sections import numbers
 from mtlzoo.inspection.report import checked_path, write_report
 from mtlzoo.inspection.sharing import Overlap, Sharing, sharing, total
+from mtlzoo.inspection.updates import StepGate, UpdateGates, has_update_gates, mean_update_gates
 
 __all__ = [
     "MEASURE_NAMES",
@@ -24,17 +25,21 @@ __all__ = [
     "Importance",
     "Overlap",
     "Sharing",
+    "StepGate",
     "TaskImportance",
+    "UpdateGates",
     "checked_measure",
     "checked_path",
     "divergences",
     "features_by_share",
     "field_sharing",
     "has_gates",
+    "has_update_gates",
     "importance_numbers",
     "input_columns",
     "input_fields",
     "mean_gate_weights",
+    "mean_update_gates",
     "numbers",
     "permutation_importance",
     "sharing",

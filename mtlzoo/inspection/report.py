@@ -14,6 +14,8 @@ from mtlzoo.inspection.importance import Importance
 from mtlzoo.inspection.importance_sections import gate_section, importance_sections
 from mtlzoo.inspection.mask_sections import mask_sections
 from mtlzoo.inspection.section import Section, Table, decimal
+from mtlzoo.inspection.update_sections import update_section
+from mtlzoo.inspection.updates import UpdateGates
 from mtlzoo.models import MultiTaskModel
 from mtlzoo.training import Run
 from pipelines import DataError
@@ -29,6 +31,7 @@ def write_report(
     model: MultiTaskModel | None = None,
     importance: Importance | None = None,
     gates: GateWeights | None = None,
+    updates: UpdateGates | None = None,
 ) -> Path:
     """Writes what a run's model learned into one HTML file, figures inside, without scripts and network.
 
@@ -38,12 +41,13 @@ def write_report(
         model: The run's model where it is loaded already; otherwise it is loaded.
         importance: What `permutation_importance` found for it; `None` leaves these sections out.
         gates: What `mean_gate_weights` found for it; `None` leaves this section out.
+        updates: What `mean_update_gates` found for it; `None` leaves this section out.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: There is nothing to explain: no importance, no gate weights, and the model has no masks.
+        ValueError: There is nothing to explain: no importance, no gates of any kind, and the model has no masks.
         DataError: A file of the run is damaged, or `path` is a directory.
 
     Example:
@@ -59,6 +63,7 @@ def write_report(
     sections = importance_sections(importance) if importance is not None else []
     sections += mask_sections(run, model) if masked_layers(model) else []
     sections += [gate_section(gates)] if gates is not None else []
+    sections += [update_section(updates)] if updates is not None else []
     if not sections:
         raise ValueError(f"{model.name} has nothing to explain without the importance of its features: it has no masks")
     html = rendered(f"{run.config.model}: {run.folder.name}", [training_section(run), *sections])

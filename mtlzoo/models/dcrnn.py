@@ -150,6 +150,11 @@ class DCRNN(MultiTaskModel):
         """Cross-entropy with the argument `pos_weight`."""
         return weighted_losses(self, self._arguments["pos_weight"])
 
+    @property
+    def has_update_gates(self) -> bool:
+        """Whether the cells have gates that are learned."""
+        return self._arguments["cell"] != "vanilla" and self._arguments["gates"] == "learned"
+
     def update_gates(self, features: dict[str, Any]) -> dict[str, list[Any]]:
         """How far the update gates are open, step by step: what each part of the state lets in.
 
@@ -185,6 +190,8 @@ class DCRNN(MultiTaskModel):
             ['conversion']
         """
         layers = {label: self.get_layer(f"{label}_transfer") for label in self._receivers}
+        if not layers:
+            return {}
         read = keras.Model(self.inputs, {label: layer.input for label, layer in layers.items()})(features)
         return {label: layer.attention(read[label]) for label, layer in layers.items()}
 
@@ -277,7 +284,7 @@ def _along_the_funnel(
 ) -> dict[str, Any]:
     """As `_joined`, with each task's step of a recurrence along the funnel in place of the shared part."""
     order = list(_funnel(schema).static_order())
-    along = RecurrentCross(axis="task", cell=cell, steps=len(order), dtype=dtype, name="task_cross")
+    along = RecurrentCross(axis="task", cell=cell, steps=len(order), dtype=dtype, name="along_funnel")
     walked = along(parts[_SHARED])  # [batch, tasks, d_s]
     return {label: _joined({**parts, _SHARED: walked[:, i]}, label, dropout, dtype) for i, label in enumerate(order)}
 

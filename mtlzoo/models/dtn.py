@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
@@ -115,20 +116,15 @@ class DTN(MultiTaskModel):
         if input_scale:
             x = FeatureScale(dtype=dtype, name="input_scale")(x)
         found = modules.outputs(schema, inputs, embedded, x, len(groups))  # [batch, groups * modules, H]
+        weights = None
         if gate_input == "features":
             weights = InputGates(sets, dtype=dtype, name="gates")(x)  # [batch, tasks, sets, groups * modules]
         logits: dict[str, Any] = {}
         for label in TopologicalSorter(pairs).static_order():
             task = labels.index(label)
             sensitive_to = {other: logits[other] for other in pairs[label]}
-            if gate_input == "features":
-                # w (p F) = (p w) F: scaling the weights is scaling the modules, and far less to do.
-                task_weights = _sensitive(label, weights[:, task], 2, groups, sensitive_to, tsn_detach, dtype)
-                task_modules = found
-            else:
-                task_modules = _sensitive(label, found, 1, groups, sensitive_to, tsn_detach, dtype)
-                task_weights = ModuleGate(sets[task], dtype=dtype, name=f"{label}_gate")(task_modules)
-            mixed = ops.matmul(ops.cast(task_weights, found.dtype), task_modules)  # [batch, sets, H]
+            scaled = partial(_sensitive, label, groups=groups, logits=sensitive_to, detach=tsn_detach, dtype=dtype)
+            mixed = _mixed(label, found, None if weights is None else weights[:, task], sets[task], scaled, dtype)
             fused = ops.sum(mixed, axis=1) if fusion == "sum" else keras.layers.Flatten()(mixed)
             if dropout:
                 fused = keras.layers.Dropout(dropout, dtype=dtype)(fused)
@@ -192,6 +188,26 @@ def _sets(tasks: int, groups: int, modules: int) -> np.ndarray:
         return np.ones((tasks, 1, modules), dtype=bool)
     own = np.repeat(np.eye(tasks, groups, dtype=bool), modules, axis=1)  # [tasks, groups * modules]
     return np.stack([own, ~own], axis=1)
+
+
+def _mixed(label: str, found: Any, weights: Any, sets: np.ndarray, scaled: Callable[..., Any], dtype: Any) -> Any:
+    """What a task takes from each set of modules: `[batch, sets, H]`.
+
+    Args:
+        label: The task.
+        found: The modules' outputs, `[batch, groups * modules, H]`.
+        weights: The task's, from the input: `[batch, sets, groups * modules]`; `None`: a gate on the modules is built.
+        sets: Which modules each set has.
+        scaled: What the task-sensitive network does to values along an axis of groups and modules.
+        dtype: Policy of the layers.
+    """
+    if weights is None:
+        found = scaled(found, 1)
+        weights = ModuleGate(sets, dtype=dtype, name=f"{label}_gate")(found)
+    else:
+        # w (p F) = (p w) F: scaling the weights is scaling the modules, and far less to do.
+        weights = scaled(weights, 2)
+    return ops.matmul(ops.cast(weights, found.dtype), found)
 
 
 def _sensitive(

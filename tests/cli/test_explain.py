@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtlzoo.cli import INTERRUPTED, _Interrupted, _run
-from mtlzoo.inspection import importance_numbers, permutation_importance, sharing, total
+from mtlzoo.inspection import importance_numbers, mean_update_gates, permutation_importance, sharing, total
 from mtlzoo.inspection.permuting import Predictions
 from mtlzoo.training import Run, RunConfig, open_run, train
 
@@ -19,6 +19,7 @@ MTLZOO = Path(sys.executable).with_name("mtlzoo")
 ARGUMENTS = {
     "ncs4cvr": {"trunk_units": [12, 6], "embedding_dim": 4, "l0": 1e-4},
     "shared_bottom": {"bottom_units": [8], "tower_units": [4], "embedding_dim": 4},
+    "dcrnn": {"units": 12, "steps": 2, "tower_units": [4], "embedding_dim": 4, "histories": []},
 }
 
 
@@ -83,6 +84,21 @@ def test_any_model_is_explained_by_the_importance_of_its_features(runs, tmp_path
     assert "<h2>Feature importance</h2>" in (tmp_path / "report.html").read_text()
 
 
+def test_update_gates_need_no_importance(runs, tmp_path, capsys):
+    run, path = runs["dcrnn"], tmp_path / "report.html"
+    updates = mean_update_gates(run.model(), run.dataset(), "valid")
+    options = ["--no-importance", "--split", "valid", "--out", path]
+    shown, _ = explain_here(capsys, run.folder, *options)
+    assert "dcrnn: mean update gate in each step" in shown
+    for step in range(2):
+        means = [f"{gates[step].mean:.3f}" for gates in updates.parts.values()]
+        assert f"{step + 1} │ {' │ '.join(means)}" in shown
+    assert "<h2>What the recurrence lets through</h2>" in path.read_text()
+    printed = json.loads(explain_here(capsys, run.folder, "--json", *options)[0])
+    assert printed.keys() == {"model", "report", "updates"}
+    assert printed["updates"] == json.loads(json.dumps(updates.to_dict()))
+
+
 def test_options_reach_the_measurement(runs, tmp_path, capsys):
     run = runs["ncs4cvr"]
     options = ["--split", "valid", "--measure", "log_loss", "--repeats", 1, "--max-rows", 500]
@@ -116,13 +132,14 @@ def without_data(run: Run, folder: Path) -> Path:
 def test_what_cannot_be_explained_is_one_message(runs, dataset, tmp_path, capsys):
     for name in runs:
         (tmp_path / name).mkdir()
-    masked, plain = (without_data(runs[name], tmp_path / name) for name in ("ncs4cvr", "shared_bottom"))
+    masked, plain, gated = (without_data(runs[name], tmp_path / name) for name in ARGUMENTS)
     gone = "the dataset of this run is gone; say where it is with --data DIR"
     data = ["--data", dataset.folder]
     for arguments, message in (
         ([tmp_path / "no"], "there is no such run directory"),
         ([masked], f"{gone}, or explain the masks alone with --no-importance"),
         ([plain], gone),
+        ([gated, "--no-importance"], gone),
         ([plain, "--no-importance"], "shared_bottom has nothing to explain without the importance"),
         ([plain, "--data", tmp_path / "no"], "there is no such dataset directory"),
         ([plain, *data, "--split", "tset"], "has no split 'tset'"),
