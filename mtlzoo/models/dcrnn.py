@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
+from numbers import Real
 from typing import Any, Literal
 
 import keras
@@ -43,8 +44,8 @@ class DCRNN(MultiTaskModel):
         steps: Depth of the cross network. It costs time, and no parameters.
         cell: `"gru"`, `"lstm"` or `"vanilla"`.
         axis: `"depth"`: as above. `"field"`: shared and private cells run over the field embeddings instead. `"task"`:
-            a further cell, the same for all tasks, runs along the funnel from s, and each task reads its own step's
-            state in place of s; it needs a shared part.
+            a further cell, the same for all tasks, runs from s over the labels, parents first, and each task reads its
+            own step's state in place of s; it needs a shared part.
         gates: `"learned"`, or `"open"` (axis depth only): DCN-v2 with one layer's weights at every depth.
         tied: Whether all depths have the same weights (axis depth only).
         transfer: Whether each task hears what its parent in the funnel has found.
@@ -104,8 +105,8 @@ class DCRNN(MultiTaskModel):
         if axis not in _AXES:
             raise ValueError(f"axis must be one of {', '.join(_AXES)}, is {axis!r}")
         widths = _widths([label.name for label in schema.labels], units, sharing, axis)
-        recurrence = {"cell": cell, "dtype": dtype}
-        recurrence |= {"axis": "field"} if axis == "field" else {"steps": steps, "gates": gates, "tied": tied}
+        recurrence = {"cell": cell, "gates": gates, "tied": tied, "dtype": dtype}
+        recurrence |= {"axis": "field"} if axis == "field" else {"steps": steps}
 
         # Graph
         inputs = model_inputs(schema)
@@ -202,7 +203,7 @@ def _widths(labels: Sequence[str], units: int, sharing: float, axis: str) -> dic
     Raises:
         ValueError: See `DCRNN`.
     """
-    if isinstance(sharing, bool) or not isinstance(sharing, int | float) or not 0.0 <= sharing <= 1.0:
+    if isinstance(sharing, bool) or not isinstance(sharing, Real) or not 0.0 <= sharing <= 1.0:
         raise ValueError(f"sharing must be a number from 0 (nothing shared) to 1 (everything), is {sharing!r}")
     if _SHARED in labels:
         raise ValueError(f"a label cannot be called {_SHARED!r}, the name of the part that all tasks share")
@@ -238,8 +239,8 @@ def _fields(embedded: EmbeddedFeatures, read: Sequence[Any], dtype: Any) -> Any:
         ValueError: Fields of several widths, or none.
     """
     if len(embedded.fields) != 1:
-        widths = ", ".join(str(group.shape[-1]) for group in embedded.fields) or "there are none"
-        raise ValueError(f"axis='field' needs embeddings of one width, widths are {widths}")
+        widths = ", ".join(str(group.shape[-1]) for group in embedded.fields)
+        raise ValueError(f"axis='field' needs embeddings, all of one width; the widths are: {widths or 'none'}")
     width = embedded.fields[0].shape[-1]
     others = {"numeric": embedded.numeric} if embedded.numeric is not None else {}
     others |= {f"history_{i}": history for i, history in enumerate(read)}

@@ -38,11 +38,13 @@ def read_histories(
 
     Source: our design.
     """
+    weights = {feature.name: feature.weights_name for feature in schema.multis}
     read = []
     for history, candidate in history_pairs(schema, histories).items():
-        weights = inputs[schema.multis[[f.name for f in schema.multis].index(history)].weights_name]
+        # A mask, since small weights would become 0 in half precision.
+        there = inputs[weights[history]] > 0
         layer = RecurrentCross(axis="sequence", cell=cell, units=units, dtype=dtype, name=f"{history}_history")
-        read.append(layer([embedded.lists[history], weights, embedded.field(candidate)]))
+        read.append(layer([embedded.lists[history], there, embedded.field(candidate)]))
     return read
 
 
@@ -73,6 +75,8 @@ def history_pairs(schema: Schema, given: str | Sequence[str]) -> dict[str, str]:
             raise ValueError(f"histories: {name!r} has no order; declare `ordered: true` if it is sorted by time")
         if candidate and candidate not in singles:
             raise ValueError(f"histories: {candidate!r} is no single-valued feature; there are {', '.join(singles)}")
+        if name in pairs:
+            raise ValueError(f"histories: {name!r} is there twice; one feature crosses it")
         pairs[name] = candidate or _candidate_of(lists[name], schema)
     return pairs
 
