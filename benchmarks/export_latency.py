@@ -64,7 +64,7 @@ def main() -> None:
         loaded = {name: tf.saved_model.load(str(target)) for name, target in exports.items()}
         rows = pyarrow.parquet.read_table(log).combine_chunks().to_batches()[0]
         tables = [
-            _table(_measure(loaded, _request(dataset, rows, batch), arguments.rounds, arguments.calls), batch, sizes)
+            _table(_measure(loaded, request(dataset, rows, batch), arguments.rounds, arguments.calls), batch, sizes)
             for batch in arguments.batches
         ]
     console = Console()
@@ -102,7 +102,8 @@ def _size(target: Path) -> tuple[int, float]:
     return card.get("served_parameters", card["parameters"]), size / 1e6
 
 
-def _request(dataset: pipelines.Dataset, rows: pyarrow.RecordBatch, batch: int) -> dict[str, tf.Tensor]:
+def request(dataset: pipelines.Dataset, rows: pyarrow.RecordBatch, batch: int) -> dict[str, tf.Tensor]:
+    """The first rows of a log as a request."""
     return {name: tf.constant(array) for name, array in request_of(dataset.schema, rows.slice(0, batch)).items()}
 
 
@@ -116,14 +117,15 @@ def _measure(loaded: dict[str, Any], request: dict[str, tf.Tensor], rounds: int,
         for _ in range(calls):
             # Any fixed order would favour a model: what the one before it leaves in the caches differs.
             for name in random.sample(list(predict), len(predict)):
-                times[name].append(_milliseconds(predict[name], request))
+                times[name].append(milliseconds(predict[name], request))
         if turn:  # the first round warms up
             for name in medians:
                 medians[name].append(statistics.median(times[name]))
     return medians
 
 
-def _milliseconds(predict: Callable[..., dict[str, tf.Tensor]], request: dict[str, tf.Tensor]) -> float:
+def milliseconds(predict: Callable[..., dict[str, tf.Tensor]], request: dict[str, tf.Tensor]) -> float:
+    """How long a call takes until its probabilities can be read."""
     start = time.perf_counter()
     for probability in predict(**request).values():
         probability.numpy()
