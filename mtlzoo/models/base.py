@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +123,21 @@ class MultiTaskModel(keras.Model):
         The model itself, unless a class overrides this because it serves cheaper in another form than it trains in.
         """
         return self
+
+    @classmethod
+    def source(cls) -> str | None:
+        """What of the model is published where, and what is our design: the paragraph `Source:` of the class.
+
+        `None` where there is none, or where Python leaves docstrings out.
+
+        Example:
+            >>> import mtlzoo
+            >>> mtlzoo.models.SharedBottom.source()[:27]
+            'Caruana, "Multitask learnin'
+        """
+        paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+        found = next((paragraph for paragraph in paragraphs if paragraph.startswith("Source: ")), None)
+        return " ".join(found.removeprefix("Source: ").split()) if found else None
 
     def get_config(self) -> dict[str, Any]:
         """Everything that builds the model anew, weights aside."""

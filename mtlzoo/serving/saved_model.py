@@ -141,6 +141,7 @@ def _model_card(
         "name": name,
         "version": version,
         "model": type(model).__name__,
+        **({"source": model.source()} if isinstance(model, MultiTaskModel) else {}),
         "parameters": int(model.count_params()),
         **({} if served is model else {"served_parameters": int(served.count_params())}),
         "tasks": [str(task) for task in getattr(model, "tasks", ())] or [t.name for t in dataset.schema.targets],

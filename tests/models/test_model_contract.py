@@ -62,6 +62,10 @@ def test_predicts_a_probability_for_every_task(model, dataset, batch):
         assert np.all((p > 0) & (p < 1)), task
 
 
+def test_says_what_is_published_and_what_is_ours(name):
+    assert any(word in MODELS[name].source() for word in ("KDD", "RecSys", "arXiv", "Caruana"))
+
+
 @pytest.mark.parametrize("label_space", LABEL_SPACES)
 def test_joint_probability_is_the_product_along_the_funnel(name, dataset, batch, label_space):
     model = create(name, dataset.schema, embedding_dim=4, label_space=label_space)

@@ -183,6 +183,7 @@ def test_the_model_card_says_what_it_is(exported, dataset):
     model, _, target = exported
     card = json.loads((target / "assets.extra" / "model_card.json").read_text())
     assert card["model"] == "SharedBottom"
+    assert card["source"].startswith('Caruana, "Multitask learning" (1997)')
     assert card["parameters"] == model.count_params()
     assert card["data"]["schema_digest"] == dataset.schema.digest()
     assert card["data"]["rows"]["train"] == dataset.rows("train")
