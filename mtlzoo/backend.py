@@ -86,8 +86,10 @@ def _summed_by_unique(gradient: Any) -> tuple[Any, Any]:
 def _summed_by_row(gradient: Any) -> tuple[Any, Any]:
     """For gradients that name more rows than there are: finding the distinct ones by hashing would cost more."""
     indices, rows = gradient.indices, gradient.dense_shape[0]
-    named = _sums(tf.ones([tf.size(indices), 1], gradient.values.dtype), indices, rows)
-    ids = tf.cast(tf.where(named[:, 0] > 0)[:, 0], indices.dtype)
+    named = tf.raw_ops.DenseBincount(
+        input=indices, size=tf.cast(rows, indices.dtype), weights=tf.zeros([0]), binary_output=True
+    )
+    ids = tf.cast(tf.where(named > 0)[:, 0], indices.dtype)
     return ids, tf.gather(_sums(gradient.values, indices, rows), ids)
 
 
