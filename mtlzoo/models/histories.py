@@ -87,5 +87,5 @@ def _candidate_of(feature: MultiCategorical, schema: Schema) -> str:
             return other.name
     raise ValueError(
         f"histories: no single-valued feature shares the table {feature.table_name!r} of {feature.name!r}; name the "
-        f"one to cross it with, as '{feature.name}:FEATURE'"
+        f"one to cross it with, as '{feature.name}:FEATURE', or read no history: histories=()"
     )
