@@ -58,6 +58,11 @@ def is_row_sparse(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices)
 
 
+def is_distributed(model: Any) -> bool:
+    """Whether a model trains under a distribution strategy, or code runs in the scope of one."""
+    return tf.distribute.has_strategy() or model.distribute_strategy is not tf.distribute.get_strategy()
+
+
 def sum_repeated_rows(gradient: Any) -> Any:
     """A row-sparse gradient in which each row stands once, as the sum of its repetitions.
 

@@ -77,6 +77,21 @@ def test_joint_probability_is_the_product_along_the_funnel(name, dataset, batch,
         np.testing.assert_allclose(p["ctcvr"], p["click"] * p["conversion"], rtol=1e-5)
 
 
+def test_a_training_step_is_traced_once(model, dataset, monkeypatch):
+    """A step that makes variables is traced twice, and tracing takes longer than anything else in a short run."""
+    traced = []
+    step = type(model).train_step
+
+    def counted(self, data):
+        traced.append(self.name)
+        return step(self, data)
+
+    monkeypatch.setattr(type(model), "train_step", counted)
+    model.compile()
+    model.fit(fit_batches(dataset, 2), verbose=0)
+    assert traced == [model.name]
+
+
 def test_one_gradient_step_lowers_the_loss(model, batch):
     model.compile(optimizer=keras.optimizers.SGD(0.1))
     features, labels, weights = batch
