@@ -45,7 +45,8 @@ class RecurrentCross(keras.layers.Layer):
     (LSTM's memory too). The product of the kernel with the learned vector tau_t is itself what is learned. Output: all
     `s_t`, `[B, T, d]`.
 
-    What u, the items or x add to the sums is computed once, before the recurrence. In a step, all gates are one product.
+    What u, the items or x add to the sums is computed once, before the recurrence. In a step, all gates are one
+    product.
 
     Args:
         axis: See above.
