@@ -16,7 +16,7 @@ class FeatureFilter(keras.layers.Layer):
 
         output = x * 2 sigmoid(relu(x W_1 + b_1) W_2 + b_2)
 
-    b_2 starts at 0 and W_2 at small values, so that the factors start near 1. The sigmoid is computed in float32.
+    Biases start at 0, so that the factors start around 1. The sigmoid is computed in float32.
 
     Args:
         units: Width of the hidden layer.
