@@ -89,7 +89,7 @@ class MultiTaskModel(keras.Model):
             )
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = {task.name: [AUC(name="auc")] for task in self.tasks}
-        self._loss_by_task = isinstance(loss, dict)
+        self._lacks_loss_trackers = isinstance(loss, dict)
         super().compile(
             optimizer=optimizer, loss=loss, loss_weights=loss_weights, weighted_metrics=weighted_metrics, **kwargs
         )
@@ -99,22 +99,23 @@ class MultiTaskModel(keras.Model):
 
         With losses that are not by task, and under a distribution strategy, Keras makes them itself.
         """
-        if (force or self.train_function is None) and self._makes_own_variables():
-            self.optimizer.build(self.trainable_variables)
+        if self.compiled and not backend.is_distributed(self):
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
             self._make_loss_trackers()
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Keras's, as `make_train_function`."""
-        if (force or self.test_function is None) and self._makes_own_variables():
+        if self.compiled and not backend.is_distributed(self):
             self._make_loss_trackers()
         return super().make_test_function(force)
 
-    def _makes_own_variables(self) -> bool:
-        return self.compiled and self._loss_by_task and not backend.is_distributed(self)
-
     def _make_loss_trackers(self) -> None:
-        """Keras makes them, a mean for each loss, when it computes the losses of a first batch."""
+        """Keras makes them, a mean for each loss, when it first computes losses."""
+        if not self._lacks_loss_trackers:
+            return
+        self._lacks_loss_trackers = False
         labels, predictions, weights = (
             {task.name: np.full((1, 1), value, "float32") for task in self.tasks} for value in (0.0, 0.5, 1.0)
         )

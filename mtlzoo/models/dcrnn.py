@@ -120,9 +120,10 @@ class DCRNN(MultiTaskModel):
             x = _filter(input_filter, dtype)(x) if input_filter else x
             sources = _projections(x, widths, dtype)  # [batch, d_s] or [batch, d_p]
         parts = _crossed(sources, widths, recurrence, axis)
-        features = {label.name: _joined(parts, label.name, dropout, dtype) for label in schema.labels}
         if axis == "task":
             features = _along_the_funnel(schema, parts, cell, dropout, dtype)
+        else:
+            features = {label.name: _joined(parts, label.name, dropout, dtype) for label in schema.labels}
         logits = _logits(schema, features, transfer, tower_units, dropout, dtype)
 
         # Config

@@ -59,8 +59,8 @@ def history_pairs(schema: Schema, given: str | Sequence[str]) -> dict[str, str]:
         By name of a list the name of a single-valued feature.
 
     Raises:
-        ValueError: A name that is no list, a list without order, a feature that is none, or a list without a feature
-            of the same table to cross it with.
+        ValueError: A name that is no list, a list without order or named twice, a feature that is none, or a list
+            without a feature of the same table to cross it with.
     """
     lists = {feature.name: feature for feature in schema.multis}
     singles = {feature.name: feature for feature in schema.packed_categorical}

@@ -131,5 +131,6 @@ def _embed_width(
         pooled = pooling((lists[multi.name], inputs[multi.weights_name]))  # [batch, width]
         parts.append(keras.ops.expand_dims(pooled, 1))
         start = stop
-    joined = keras.layers.Concatenate(axis=1, dtype=dtype, name=f"{name}_fields")
-    return parts[0] if len(parts) == 1 else joined(parts), lists
+    if len(parts) == 1:
+        return parts[0], lists
+    return keras.layers.Concatenate(axis=1, dtype=dtype, name=f"{name}_fields")(parts), lists
