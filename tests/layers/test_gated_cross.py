@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from round_trip import assert_saved_and_cloned
 
 from mtlzoo.layers.gated_cross import GatedCross, GatedCrossNetwork
 
@@ -192,12 +193,7 @@ def test_save_load_and_clone(tmp_path):
     copies = GatedCrossNetwork(2, 4, 3, kernel_initializer="he_normal")
     model = keras.Model(inputs, copies(cross((inputs, single(inputs)))))
     assert model.output_shape == (None, 3, 4)
-    model.save(tmp_path / "m.keras")
-    again, clone = keras.models.load_model(tmp_path / "m.keras"), keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    for other in (again, clone):
-        assert [layer.get_config() for layer in other.layers[1:]] == [layer.get_config() for layer in model.layers[1:]]
-        np.testing.assert_array_equal(other(X), model(X))
+    assert_saved_and_cloned(model, X, tmp_path)
 
 
 @pytest.mark.parametrize(
