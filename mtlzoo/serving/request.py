@@ -1,4 +1,4 @@
-"""Raw rows → the arrays of a Predict request."""
+"""Raw rows → the arrays of a Predict request, and examples in the requests of the other methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import tensorflow as tf
+from tensorflow_serving.apis import input_pb2
 
 from mtlzoo.serving.raw_features import length_name, missing_value
 from pipelines import MultiCategorical, Numeric, Schema
@@ -60,3 +62,24 @@ def _padded(lists: pa.ListArray, missing: Any, kind: str) -> np.ndarray:
 
 def _values(values: list[Any], missing: Any, kind: str) -> np.ndarray:
     return np.array([missing if value is None else value for value in values], _DTYPES[kind])
+
+
+def feature_of(values: np.ndarray) -> tf.train.Feature:
+    """Values `[n]` of an input as a feature of a `tf.train.Example`: int64, float32, or strings (str or bytes)."""
+    if values.dtype.kind == "i":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    if values.dtype.kind == "f":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    texts = [value.encode() if isinstance(value, str) else value for value in values]
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=texts))
+
+
+def serialized_examples(given: input_pb2.Input) -> np.ndarray:
+    """The examples of a Classify or Regress request, object `[n]`, the context of a list in front of each."""
+    context, examples = b"", given.example_list.examples
+    if given.WhichOneof("kind") == "example_list_with_context":
+        context = given.example_list_with_context.context.SerializeToString()
+        examples = given.example_list_with_context.examples
+    serialized = np.empty(len(examples), object)
+    serialized[:] = [context + example.SerializeToString() for example in examples]
+    return serialized

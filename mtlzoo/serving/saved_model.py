@@ -223,6 +223,6 @@ def _write(folder: Path, servable: Servable, exported: Exported, name: str, vers
     complete_signatures(folder, methods, exported.defaults)
     extra = folder / EXTRA
     extra.mkdir()
-    write_warmup(extra, name, exported.functions, exported.dataset, exported.formula.inputs, exported.top_k)
+    write_warmup(folder, name, exported.functions, exported.dataset, exported.formula.inputs, exported.top_k)
     card = model_card(exported, name, version)
     (extra / MODEL_CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where servables and their versions lie on disk, read as TF Serving reads it."""
+"""Where servables, their versions and warmup records lie on disk, as TF Serving reads them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from tensorflow_serving.config import file_system_storage_path_source_pb2
 
 from pipelines import DataError
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MOST_WARMUP_RECORDS = 1000
 
 _MOST_VERSION = 2**63 - 1
 _Policy = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy

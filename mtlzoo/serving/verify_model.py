@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow_serving.apis import input_pb2, prediction_log_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
+from mtlzoo.serving.request import serialized_examples
+from mtlzoo.serving.servables import MOST_WARMUP_RECORDS, WARMUP_FILE
 from mtlzoo.serving.verify_files import Check, signatures_of
-from mtlzoo.serving.warmup import WARMUP_FILE
 
 Arrays = dict[str, np.ndarray]
-MOST_RECORDS = 1000
 
 
 class LoadedModel:
@@ -95,7 +95,7 @@ def warmup_check(model: LoadedModel, version: Path) -> tuple[Check, dict[str, Ar
     Source:
         TF Serving, `saved_model_warmup_util.cc`.
     """
-    path = version / "assets.extra" / WARMUP_FILE
+    path = version / WARMUP_FILE
     if not path.is_file():
         return Check("warmup", True, "no records: the first requests will be slow"), {}
     faults: list[str] = []
@@ -106,8 +106,8 @@ def warmup_check(model: LoadedModel, version: Path) -> tuple[Check, dict[str, Ar
             faults += _replayed(model, record, f"record {count}", requests)
     except tf.errors.DataLossError:
         faults.append(f"behind record {count} the file is damaged or no TFRecord")
-    if count > MOST_RECORDS:
-        faults.insert(0, f"{count} records, TF Serving takes at most {MOST_RECORDS}")
+    if count > MOST_WARMUP_RECORDS:
+        faults.insert(0, f"{count} records, TF Serving takes at most {MOST_WARMUP_RECORDS}")
     cold = [name for name in model.signatures if name not in requests]
     rest = f"; none for {', '.join(cold)}" if cold else ""
     shown = faults[:3] + ([f"and {len(faults) - 3} more"] if len(faults) > 3 else [])
@@ -148,20 +148,11 @@ def _calls(log: Any, kind: str | None) -> Iterator[tuple[str, Arrays]]:
         yield request.model_spec.signature_name or "serving_default", inputs
     elif kind in ("classify_log", "regress_log"):
         request = getattr(log, kind).request
-        yield request.model_spec.signature_name or "serving_default", _examples(request.input)
+        yield request.model_spec.signature_name or "serving_default", {"inputs": serialized_examples(request.input)}
     elif kind == "multi_inference_log":
         request = log.multi_inference_log.request
         for task in request.tasks:
-            yield task.model_spec.signature_name or "serving_default", _examples(request.input)
-
-
-def _examples(given: input_pb2.Input) -> Arrays:
-    if given.WhichOneof("kind") == "example_list_with_context":
-        context = given.example_list_with_context.context.SerializeToString()
-        examples = [context + e.SerializeToString() for e in given.example_list_with_context.examples]
-    else:
-        examples = [example.SerializeToString() for example in given.example_list.examples]
-    return {"inputs": np.array(examples, object)}
+            yield task.model_spec.signature_name or "serving_default", {"inputs": serialized_examples(request.input)}
 
 
 def all_finite(values: np.ndarray) -> bool:

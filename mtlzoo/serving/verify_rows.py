@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from mtlzoo.serving.candidates import CANDIDATES
-from mtlzoo.serving.raw_features import length_name, missing_value
-from mtlzoo.serving.request import request_of
+from mtlzoo.serving.raw_features import length_name, missing_value, untransformed
+from mtlzoo.serving.request import feature_of, request_of
 from mtlzoo.serving.verify_model import Arrays
 from pipelines import Categorical, DataError, Dataset, MultiCategorical, Numeric, Schema
 from pipelines.encode import Encoder
@@ -112,9 +112,9 @@ def examples_of(request: Arrays, defaults: Arrays) -> np.ndarray:
         for key in sorted(set(request) - lengths):
             values = request[key][i : i + 1]
             if values.ndim == 2:
-                features[key] = _feature(values[0, : request[length_of[key]][i]])
+                features[key] = feature_of(values[0, : request[length_of[key]][i]])
             elif key not in defaults or not _same(values[0], defaults[key][0]):
-                features[key] = _feature(values)
+                features[key] = feature_of(values)
         examples.append(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     return np.array(examples, object)
 
@@ -144,15 +144,6 @@ def candidate_request(request: Arrays) -> tuple[Arrays, np.ndarray]:
 def _same(value: Any, default: Any) -> bool:
     value, default = (v.encode() if isinstance(v, str) else v for v in (value, default))
     return value == default or (value != value and default != default)
-
-
-def _feature(values: np.ndarray) -> tf.train.Feature:
-    if values.dtype.kind == "i":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    if values.dtype.kind == "f":
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    texts = [value.encode() if isinstance(value, str) else value for value in values]
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=texts))
 
 
 def _raw_request(schema: Schema, vocabularies: dict[str, Vocabulary], stored: Arrays) -> Arrays:
@@ -230,7 +221,9 @@ def _raw_numbers(
     # Between the edges lies every number that falls into a bucket.
     edges = np.array([-np.inf, *fitted.edges, np.inf], np.float32)
     if feature.has_value:
-        raw = _untransformed(feature, numbers[feature.name].astype(np.float64), fitted).astype(np.float32)
+        values = numbers[feature.name].astype(np.float64)
+        values = values * fitted.std + fitted.mean if feature.standardize else values
+        raw = untransformed(feature, values).astype(np.float32)
     if buckets is not None:
         place = np.maximum(buckets - FIRST_ID, 0)
         low, high = edges[place], np.nextafter(edges[place + 1], np.float32(-np.inf))
@@ -240,12 +233,3 @@ def _raw_numbers(
     if feature.indicator:
         raw = np.where(numbers[f"{feature.name}:missing"] == 1, np.float32(np.nan), raw)
     return raw
-
-
-def _untransformed(feature: Numeric, values: np.ndarray, fitted: Any) -> np.ndarray:
-    values = values * fitted.std + fitted.mean if feature.standardize else values
-    if feature.transform == "log1p":
-        return np.expm1(values)
-    if feature.transform == "symlog":
-        return np.sign(values) * np.expm1(np.abs(values))
-    return values

@@ -11,7 +11,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from mtlzoo.serving.candidates import CANDIDATES
-from mtlzoo.serving.raw_features import length_name
+from mtlzoo.serving.raw_features import length_name, untransformed
+from mtlzoo.serving.request import feature_of
+from mtlzoo.serving.servables import WARMUP_FILE
 from mtlzoo.serving.signatures import (
     CLASSIFY_SIGNATURE,
     DEFAULT_SIGNATURE,
@@ -20,15 +22,13 @@ from mtlzoo.serving.signatures import (
     TOP_K_SIGNATURE,
 )
 from pipelines import Dataset, MultiCategorical, Numeric
-from pipelines.schema import FittedNumeric
 from pipelines.vocabulary import Vocabulary
 
-WARMUP_FILE = "tf_serving_warmup_requests"
 _FEWEST_CANDIDATES = 8
 
 
 def write_warmup(
-    folder: Path,
+    version: Path,
     name: str,
     signatures: Iterable[str],
     dataset: Dataset,
@@ -41,7 +41,7 @@ def write_warmup(
     and dtypes; and it sends them through its batching, so each is a single row, which every batching takes.
 
     Args:
-        folder: `assets.extra` of the version directory.
+        version: The version directory.
         name: Name of the servable.
         signatures: The export's signatures.
         dataset: Its schema and vocabularies say what a row looks like.
@@ -52,7 +52,7 @@ def write_warmup(
         The file, a TFRecord of `PredictionLog`s.
 
     Example:
-        >>> write_warmup(version / "assets.extra", "mmoe", ["serving_default", "ranking"], dataset, inputs=["bid"])
+        >>> write_warmup(version, "mmoe", ["serving_default", "ranking"], dataset, inputs=["bid"])
 
     Source: our design.
     """
@@ -68,7 +68,7 @@ def write_warmup(
         RANKING_SIGNATURE: scored,
         TOP_K_SIGNATURE: wide | {CANDIDATES: np.array([candidates], np.int64)},
     }
-    path = folder / WARMUP_FILE
+    path = version / WARMUP_FILE
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature in signatures:
             writer.write(_record(name, signature, requests, example).SerializeToString())
@@ -81,7 +81,8 @@ def warmup_row(dataset: Dataset) -> dict[str, np.ndarray]:
     assert dataset.schema.fitted is not None
     for feature in dataset.schema.features:
         if isinstance(feature, Numeric):
-            row[feature.name] = _mean(feature, dataset.schema.fitted.numeric[feature.name])
+            mean = dataset.schema.fitted.numeric[feature.name].mean
+            row[feature.name] = untransformed(feature, np.array([mean], np.float32))
             continue
         value = _most_frequent(feature.dtype, dataset.vocabularies.get(feature.table_name))
         row[feature.name] = value
@@ -111,28 +112,10 @@ def _record(
 
 
 def _example(row: Mapping[str, np.ndarray]) -> tf.train.Example:
-    features = {key: _feature(values.reshape(-1)) for key, values in row.items()}
+    features = {key: feature_of(values.reshape(-1)) for key, values in row.items()}
     return tf.train.Example(features=tf.train.Features(feature=features))
-
-
-def _feature(values: np.ndarray) -> tf.train.Feature:
-    if values.dtype == np.float32:
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    if values.dtype == np.int64:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode() for value in values]))
 
 
 def _most_frequent(dtype: str, vocabulary: Vocabulary | None) -> np.ndarray:
     values: list[Any] = vocabulary.values[:1].to_pylist() if vocabulary is not None else []
     return np.array(values or [0 if dtype == "int" else ""], np.int64 if dtype == "int" else object)
-
-
-def _mean(feature: Numeric, fitted: FittedNumeric) -> np.ndarray:
-    """The raw value whose transform is the mean of the transformed training split."""
-    mean = np.array([fitted.mean], np.float32)
-    if feature.transform == "log1p":
-        return np.expm1(mean)
-    if feature.transform == "symlog":
-        return np.sign(mean) * np.expm1(np.abs(mean))
-    return mean

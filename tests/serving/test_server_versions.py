@@ -14,12 +14,12 @@ from server_parts import configuration, predict_request, put, refused, write_tin
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from mtlzoo.serving.servables import version_policy
+from mtlzoo.serving.servables import WARMUP_FILE, version_policy
 from mtlzoo.serving.server.errors import ServingError
 from mtlzoo.serving.server.prometheus import ServerMetrics
 from mtlzoo.serving.server.servable import Servable
 from mtlzoo.serving.server.versions import VersionManager, wanted_versions
-from mtlzoo.serving.server.warm_up import WARMUP_FILE, warm_up
+from mtlzoo.serving.server.warm_up import warm_up
 
 LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50
 POLL_SECONDS = 0.05

@@ -16,6 +16,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from mtlzoo.serving.request import serialized_examples
 from mtlzoo.serving.server.errors import ServingError, invalid
 from mtlzoo.serving.server.servable import Servable, Signature
 from mtlzoo.serving.server.tensors import array_of, dtype_name, write_array
@@ -241,19 +242,13 @@ def _run_examples(
     servable: Servable, signature: Signature, examples: input_pb2.Input, fetches: Iterable[str]
 ) -> tuple[list[np.ndarray], int]:
     """Runs a signature on serialized examples, string `[batch]`; the context of a list goes in front of each."""
-    if examples.WhichOneof("kind") == "example_list_with_context":
-        context = examples.example_list_with_context.context.SerializeToString()
-        rows = [context + example.SerializeToString() for example in examples.example_list_with_context.examples]
-    else:
-        rows = [example.SerializeToString() for example in examples.example_list.examples]
-    if not rows:
+    serialized = serialized_examples(examples)
+    if not len(serialized):
         raise invalid("Input is empty.")
     tensor = signature.inputs[INPUTS]
     if tensor.dtype != types_pb2.DT_STRING:
         raise invalid(f"Expects arg[0] to be {dtype_name(tensor.dtype)} but string is provided (input {INPUTS})")
-    serialized = np.empty(len(rows), object)
-    serialized[:] = rows
-    return servable.run({tensor.tensor: serialized}, tuple(fetches)), len(rows)
+    return servable.run({tensor.tensor: serialized}, tuple(fetches)), len(serialized)
 
 
 def _fill_classes(arrays: dict[str, np.ndarray], count: int, result: classification_pb2.ClassificationResult) -> None:

@@ -9,12 +9,10 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
+from mtlzoo.serving.servables import MOST_WARMUP_RECORDS, WARMUP_FILE
 from mtlzoo.serving.server import inference
 from mtlzoo.serving.server.errors import ServingError, invalid, serving_error
 from mtlzoo.serving.server.servable import Servable
-
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-MOST_WARMUP_RECORDS = 1000
 
 
 def warm_up(servable: Servable, path: Path) -> None:
