@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 from small_schema import IDS, small_schema
 
 from mtlzoo.models import DCRNN
@@ -281,6 +284,16 @@ def test_a_filter_that_lets_nothing_in_leaves_nothing_to_tell_rows_apart():
     model.get_layer("input_filter").factors.bias.assign(np.full(FIELDS * 3 + 1, -60.0))
     for logit in logits(model, FEATURES).values():
         np.testing.assert_allclose(logit, np.broadcast_to(logit[0], (ROWS, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("cell", "sharing"), [("gru", 0.5), ("lstm", 1.0)])
+def test_update_gates_start_as_asked(cell, sharing):
+    model = DCRNN(schema_of(), **{**SMALL, "cell": cell, "sharing": sharing, "update_bias": 1.5})
+    for part in model.parts:
+        for kernel in [weight for weight in model.get_layer(f"{part}_cross").weights if weight.name != "bias"]:
+            kernel.assign(ops.zeros_like(kernel))
+    for gate in itertools.chain(*model.update_gates(FEATURES).values()):
+        np.testing.assert_allclose(gate, np.full(gate.shape, 1.0 / (1.0 + np.exp(-1.5))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
