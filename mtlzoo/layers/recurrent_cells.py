@@ -9,8 +9,6 @@ from keras import ops
 
 # A cell's gates in the order in which its joint kernel holds them. The candidate comes behind them.
 GATES: dict[str, tuple[str, ...]] = {"gru": ("reset", "update"), "lstm": ("input", "forget", "output"), "vanilla": ()}
-# The gate that decides how much of the candidate enters the state.
-UPDATE_GATE = {"gru": "update", "lstm": "input"}
 
 
 @dataclass(frozen=True)

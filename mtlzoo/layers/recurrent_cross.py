@@ -9,7 +9,7 @@ from keras import ops
 
 from mtlzoo.layers.mlp import checked_count
 from mtlzoo.layers.per_part import PerPart
-from mtlzoo.layers.recurrent_cells import GATES, UPDATE_GATE, Drive, State, step, step_kernels
+from mtlzoo.layers.recurrent_cells import GATES, Drive, State, step, step_kernels
 
 AXES = ("depth", "field", "sequence", "task")
 
@@ -55,8 +55,9 @@ class RecurrentCross(keras.layers.Layer):
         units: Width of the state over fields and lists; elsewhere the input's.
         gates: `"learned"`, or `"open"`: every gate is 1 (depth only; GRU is then a cross network without gates).
         tied: Whether all steps have the same weights (depth only; without, depth costs parameters).
-        update_bias: Start of the bias of the update gate (LSTM: input gate) over depth. Below 0, the state starts close
-            to u, and a GRU stays finite at depth 8: for inputs of deviation 1 in half precision, of 3 in float32.
+        gate_bias: Start of the biases of all gates over depth: a gate starts open by its sigmoid, 3 is .95. The cell
+            then begins close to a cross network without gates and learns what to shut. (Over fields, lists and tasks
+            the biases start at 0, and 1 for LSTM's forget gate.)
         return_states: Return `[output, s_0, ..., s_(L-1)]`: the state before each step, for others to read.
         kernel_initializer: Of each gate's and the candidate's kernel; a seed given in it is varied among them.
         **kwargs: Of `keras.layers.Layer`.
@@ -89,7 +90,7 @@ class RecurrentCross(keras.layers.Layer):
         units: int | None = None,
         gates: str = "learned",
         tied: bool = True,
-        update_bias: float = -1.5,
+        gate_bias: float = 3.0,
         return_states: bool = False,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
@@ -116,7 +117,7 @@ class RecurrentCross(keras.layers.Layer):
         self.units = None if units is None else checked_count("units", units)
         self.gates = gates
         self.tied = bool(tied)
-        self.update_bias = float(update_bias)
+        self.gate_bias = float(gate_bias)
         self.return_states = bool(return_states)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self._num_gates = len(GATES[cell]) if gates == "learned" else 0
@@ -156,7 +157,7 @@ class RecurrentCross(keras.layers.Layer):
 
     def _bias_start(self, shape: Any, dtype: Any = None) -> Any:
         names = (*GATES[self.cell][: self._num_gates], "candidate")
-        starts = {UPDATE_GATE.get(self.cell, ""): self.update_bias if self.axis == "depth" else 0.0, "forget": 1.0}
+        starts = dict.fromkeys(names[:-1], self.gate_bias) if self.axis == "depth" else {"forget": 1.0}
         width = shape[1] // len(names)
         row = ops.concatenate([ops.full((width,), starts.get(name, 0.0), dtype=dtype) for name in names])
         return ops.tile(ops.expand_dims(row, 0), (shape[0], 1))
@@ -293,7 +294,7 @@ class RecurrentCross(keras.layers.Layer):
             "units": self.units,
             "gates": self.gates,
             "tied": self.tied,
-            "update_bias": self.update_bias,
+            "gate_bias": self.gate_bias,
             "return_states": self.return_states,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

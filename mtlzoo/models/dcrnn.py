@@ -48,8 +48,7 @@ class DCRNN(MultiTaskModel):
             own step's state in place of s; it needs a shared part.
         gates: `"learned"`, or `"open"` (axis depth only): DCN-v2 with one layer's weights at every depth.
         tied: Whether all depths have the same weights (axis depth only).
-        update_bias: Start of the bias of the update gates (axis depth only). A gate starts open by its sigmoid: -1.5 is
-            .18, 0 is .5, 1.5 is .82.
+        gate_bias: Start of the biases of all gates (axis depth only): a gate starts open by its sigmoid, 3 is .95.
         transfer: Whether each task hears what its parent in the funnel has found.
         histories: Ordered lists to be read one by one, each with the feature that it is crossed with: `"list:feature"`.
             `"ordered"`: every list that the schema declares `ordered`, with the first single-valued feature of the same
@@ -92,7 +91,7 @@ class DCRNN(MultiTaskModel):
         axis: Literal["depth", "field", "task"] = "depth",
         gates: Literal["learned", "open"] = "learned",
         tied: bool = True,
-        update_bias: float = -1.5,
+        gate_bias: float = 3.0,
         transfer: bool = True,
         histories: Literal["ordered"] | Sequence[str] = "ordered",
         history_units: int = 32,
@@ -109,7 +108,7 @@ class DCRNN(MultiTaskModel):
             raise ValueError(f"axis must be one of {', '.join(_AXES)}, is {axis!r}")
         widths = _widths([label.name for label in schema.labels], units, sharing, axis)
         recurrence = {"cell": cell, "gates": gates, "tied": tied, "dtype": dtype}
-        recurrence |= {"axis": "field"} if axis == "field" else {"steps": steps, "update_bias": update_bias}
+        recurrence |= {"axis": "field"} if axis == "field" else {"steps": steps, "gate_bias": gate_bias}
 
         # Graph
         inputs = model_inputs(schema)
@@ -138,7 +137,7 @@ class DCRNN(MultiTaskModel):
             "axis": axis,
             "gates": gates,
             "tied": tied,
-            "update_bias": update_bias,
+            "gate_bias": gate_bias,
             "transfer": transfer,
             "histories": histories if isinstance(histories, str) else list(histories),
             "history_units": history_units,

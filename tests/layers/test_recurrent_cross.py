@@ -333,7 +333,8 @@ def test_biases_start_as_declared_and_kernels_different_with_their_own_fans(axis
     layer = RecurrentCross(axis=axis, cell="lstm", kernel_initializer=seeded, **arguments)
     layer.build((None, 4, 40) if axis == "field" else (None, 40))
     starts = {gate: np.unique(value).tolist() for gate, value in by_gate(layer, "bias").items()}
-    assert starts == {"input": [-1.5 if axis == "depth" else 0.0], "forget": [1.0], "output": [0.0], "candidate": [0.0]}
+    input_gate, forget, output = (3.0, 3.0, 3.0) if axis == "depth" else (0.0, 1.0, 0.0)
+    assert starts == {"input": [input_gate], "forget": [forget], "output": [output], "candidate": [0.0]}
     names = ("input_kernel", "product_kernel", "state_kernel")
     kernels = [part for name in names for part in by_gate(layer, name).values()]
     for i, kernel in enumerate(kernels):
@@ -344,7 +345,7 @@ def test_biases_start_as_declared_and_kernels_different_with_their_own_fans(axis
 @pytest.mark.parametrize("kind", KINDS)
 def test_save_load_and_batches_of_any_size(kind, tmp_path):
     arguments, inputs = KINDS[kind]
-    others = {"cell": "lstm", "return_states": True, "update_bias": -2.0, "kernel_initializer": "he_normal"}
+    others = {"cell": "lstm", "return_states": True, "gate_bias": -2.0, "kernel_initializer": "he_normal"}
     arguments = {**arguments, **others}
     inputs = inputs if isinstance(inputs, list) else [inputs]
     layer = RecurrentCross(**arguments)

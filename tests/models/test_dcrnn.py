@@ -288,7 +288,7 @@ def test_a_filter_that_lets_nothing_in_leaves_nothing_to_tell_rows_apart():
 
 @pytest.mark.parametrize(("cell", "sharing"), [("gru", 0.5), ("lstm", 1.0)])
 def test_update_gates_start_as_asked(cell, sharing):
-    model = DCRNN(schema_of(), **{**SMALL, "cell": cell, "sharing": sharing, "update_bias": 1.5})
+    model = DCRNN(schema_of(), **{**SMALL, "cell": cell, "sharing": sharing, "gate_bias": 1.5})
     for part in model.parts:
         for kernel in [weight for weight in model.get_layer(f"{part}_cross").weights if weight.name != "bias"]:
             kernel.assign(ops.zeros_like(kernel))
