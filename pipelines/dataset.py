@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,27 @@ class Dataset:
         """The vocabulary of each fitted table, by table name."""
         names = {f.table_name for f in self.schema.categoricals if f.hash_buckets is None}
         return load_vocabularies(names, self.folder / VOCABULARIES)
+
+    def select(self, features: Sequence[str] | None = None, without: Sequence[str] = ()) -> Dataset:
+        """The same impressions with some of their features; the others are not parsed.
+
+        Args:
+            features: Names of the features to keep; `None`: all.
+            without: Names of those among them to leave out.
+
+        Returns:
+            A dataset of the same directory, whose schema has these features alone.
+
+        Raises:
+            DataError: A name that is no feature, or no feature is left.
+
+        Example:
+            >>> model = MMoE(dataset.select(without=["user_id"]).schema)
+        """
+        try:
+            return Dataset(self.folder, self.schema.select(features, without), self.manifest)
+        except ValueError as error:
+            raise DataError(f"{self.folder}: {error}") from None
 
     def rows(self, split: str) -> int:
         """Impressions in a split."""

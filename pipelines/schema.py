@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -205,6 +206,33 @@ class Schema(Declaration):
             )
         return self.fitted.tables[feature.table_name]
 
+    def select(self, features: Sequence[str] | None = None, without: Sequence[str] = ()) -> Schema:
+        """The schema of a model that sees only some of the features.
+
+        Args:
+            features: Names of those that it sees; `None`: all.
+            without: Names of those among them that it does not see.
+
+        Returns:
+            The schema with these features, in the order that they have here; labels, keys and split stay.
+
+        Raises:
+            ValueError: A name that is no feature, or no feature is left.
+
+        Example:
+            >>> [feature.name for feature in dataset.schema.select(without=["user_id"]).features]
+            ['item_id', 'price']
+        """
+        known = [feature.name for feature in self.features]
+        wanted = known if features is None else features
+        unknown = [name for name in (*wanted, *without) if name not in known]
+        if unknown:
+            raise ValueError(f"there is no feature {', '.join(unknown)}; the features are {', '.join(known)}")
+        kept = tuple(f for f in self.features if f.name in wanted and f.name not in without)
+        if not kept:
+            raise ValueError(f"no feature is left to learn from; the features are {', '.join(known)}")
+        return self.model_copy(update={"features": kept, "fitted": self.fitted and _fitted_of(kept, self.fitted)})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data (dict, list, str, numbers) without defaults; `Schema.model_validate` reads it back."""
         data = self.model_dump(mode="json", exclude_defaults=True)
@@ -217,6 +245,15 @@ class Schema(Declaration):
         """SHA-256 of the schema's content, as 16 hexadecimal digits."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fitted_of(features: Sequence[Categorical | Numeric], fitted: Fitted) -> Fitted:
+    tables = {feature.table_name for feature in features}
+    names = {feature.name for feature in features}
+    return Fitted(
+        tables={table: rows for table, rows in fitted.tables.items() if table in tables},
+        numeric={name: numbers for name, numbers in fitted.numeric.items() if name in names},
+    )
 
 
 def _joint_name(label: Label, siblings: int) -> str:

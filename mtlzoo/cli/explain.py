@@ -71,13 +71,13 @@ def _dataset(run: Run, data: Path | None, model: MultiTaskModel, no_importance: 
     """
     from mtlzoo.callbacks.mask_density import masked_layers
     from mtlzoo.inspection import has_gates, has_update_gates
-    from pipelines import DataError, open_dataset
+    from pipelines import DataError
 
     gated = has_gates(model) or has_update_gates(model)
     if no_importance and not gated:
         return None
     if data is not None:
-        return open_dataset(data)
+        return run.dataset(data)
     if not Path(run.config.data).is_dir():
         masks_alone = masked_layers(model) and not gated
         instead = ", or explain the masks alone with --no-importance" if masks_alone else ""

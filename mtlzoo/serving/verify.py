@@ -12,7 +12,14 @@ from mtlzoo.serving.cpp_loader import load_as_tf_serving
 from mtlzoo.serving.model_card import EXTRA, MODEL_CARD, read_model_card
 from mtlzoo.serving.servables import versions_of
 from mtlzoo.serving.verify_batching import batching_check
-from mtlzoo.serving.verify_equality import agreement_check, finite_check, optional_check, requests_of, training_check
+from mtlzoo.serving.verify_equality import (
+    DEFAULT,
+    agreement_check,
+    finite_check,
+    optional_check,
+    requests_of,
+    training_check,
+)
 from mtlzoo.serving.verify_files import Check, file_checks, read_graph, signature_checks, signatures_of
 from mtlzoo.serving.verify_model import Arrays, LoadedModel, first_line, warmup_check
 from mtlzoo.serving.verify_rows import Rows, rows_of_dataset, rows_of_files
@@ -82,7 +89,7 @@ def verify(
     except (tf.errors.OpError, OSError, ValueError) as error:
         return [*checks, Check("session", False, f"the model does not load: {first_line(error)}")]
     try:
-        tried = None if dataset is None else _rows(version, card, dataset, [Path(file) for file in raw], rows)
+        tried = None if dataset is None else _rows(model, version, card, dataset, [Path(file) for file in raw], rows)
         return [*checks, *_answer_checks(model, version, tried, run, card)]
     finally:
         model.close()
@@ -121,7 +128,12 @@ def _card_check(version: Path) -> tuple[Check, dict[str, Any]]:
     return Check("model card", True, f"{card.get('model')} of {card.get('created')}"), card
 
 
-def _rows(version: Path, card: dict[str, Any], dataset: Dataset, raw: Sequence[Path], rows: int) -> Rows:
+def _rows(
+    model: LoadedModel, version: Path, card: dict[str, Any], dataset: Dataset, raw: Sequence[Path], rows: int
+) -> Rows:
+    seen = [f.name for f in dataset.schema.features if f.name in model.signatures[DEFAULT].inputs]
+    if 0 < len(seen) < len(dataset.schema.features):
+        dataset = dataset.select(seen)
     digest = card.get("data", {}).get("schema_digest", dataset.schema.digest())
     if digest != dataset.schema.digest():
         raise DataError(f"{dataset.folder}: the card of {version} says that it was exported of another dataset")

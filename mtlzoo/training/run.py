@@ -5,6 +5,7 @@ schema.yaml       the fitted schema of the dataset
 model.keras       the best model, by the monitored value on the validation split
 history.json      per epoch: losses, metrics, impressions per second
 metrics.json      the best epoch, and the evaluation of its model on the validation split
+profile.json      of `mtlzoo train --profile`: where the time of a step went
 lottery.json      of NCS4CVR with mask=lottery: density and validation value of every round, the ticket chosen
 checkpoints/      the last epoch's model with its optimizer, to go on from
 logs/             TensorBoard
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mtlzoo.models import MultiTaskModel
 from mtlzoo.training.presets import preset_of
@@ -54,6 +55,8 @@ class RunConfig(BaseModel):
         preset: Name of a set of settings in `mtlzoo.training.presets`; what is given besides wins over them.
         arguments: Arguments of the model's class.
         data: Dataset directory.
+        features: Names of the features that the model sees; `None`: all. The others are not even parsed.
+        without: Names of features that it does not see.
         epochs: Most epochs to train.
         batch_size: Impressions per step.
         seed: Seed of initial weights, order of impressions and dropout.
@@ -73,6 +76,8 @@ class RunConfig(BaseModel):
     preset: str | None = None
     arguments: dict[str, Any] = {}
     data: str
+    features: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4096, ge=1)
     seed: int = Field(default=1, ge=0)
@@ -82,6 +87,11 @@ class RunConfig(BaseModel):
     lottery: Lottery = Lottery()
     monitor: Literal["loss", "auc"] = "loss"
     patience: int = Field(default=2, ge=1)
+
+    @field_validator("features", "without", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
 
     @model_validator(mode="before")
     @classmethod
@@ -117,9 +127,16 @@ class Run:
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
-    def dataset(self) -> Dataset:
-        """The dataset it was trained on."""
-        return open_dataset(self.config.data)
+    def dataset(self, folder: str | Path | None = None) -> Dataset:
+        """The dataset it was trained on, or another one, with the features that its model sees.
+
+        Args:
+            folder: Another dataset directory; `None`: the run's own.
+
+        Raises:
+            DataError: It is no dataset, or lacks a feature.
+        """
+        return dataset_of(self.config, folder)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -130,6 +147,22 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """`best_epoch` (from 1) and `valid`, the evaluation of its model on the validation split."""
         return read_json(self.folder / METRICS)
+
+
+def dataset_of(config: RunConfig, folder: str | Path | None = None) -> Dataset:
+    """The dataset of a configuration, or another one, with the features that its model sees.
+
+    Args:
+        config: Of a run.
+        folder: Another dataset directory; `None`: the configuration's.
+
+    Raises:
+        DataError: It is no dataset, or lacks a feature.
+    """
+    dataset = open_dataset(config.data if folder is None else folder)
+    if config.features is None and not config.without:
+        return dataset
+    return dataset.select(config.features, config.without)
 
 
 def open_run(folder: str | Path) -> Run:

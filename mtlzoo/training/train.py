@@ -33,12 +33,13 @@ from mtlzoo.training.run import (
     Lottery,
     Run,
     RunConfig,
+    dataset_of,
     open_run,
     read_json,
     write_json,
 )
 from mtlzoo.training.seeds import epoch_seed, seed_dropout
-from pipelines import DataError, Dataset, alternate_tasks, open_dataset, save_schema
+from pipelines import DataError, Dataset, alternate_tasks, save_schema
 from pipelines.replace import put_back, replace_directory
 
 _STATE = "state.json"
@@ -102,7 +103,7 @@ def train(
     put_back(out)
     if out.exists() and not (out / METRICS).exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is no finished run; choose another directory, nothing there was touched")
-    dataset = open_dataset(config.data)
+    dataset = dataset_of(config)
     check_trainable(dataset)
     keras.utils.set_random_seed(config.seed)
     model = models.create(config.model, dataset.schema, **config.arguments)

@@ -71,6 +71,21 @@ def test_train_keeps_the_settings(work):
     assert training["loss_weights"] == {"click": 0.5}
 
 
+def test_a_run_that_sees_some_features_is_evaluated_exported_and_verified(work, tmp_path):
+    sees = ["--set", "without=user_id,item_id"]
+    mtlzoo(
+        "train", "shared_bottom", "--data", work / "data", "--out", tmp_path / "run", "--epochs", 1, *SMALL, *sees
+    )  # fmt: skip
+    json.loads(mtlzoo("evaluate", tmp_path / "run", "--data", work / "data", "--json").stdout)
+    version = mtlzoo("export", tmp_path / "run", "--out", tmp_path / "served").stdout.strip()
+    for of_run in ([], ["--run", tmp_path / "run"]):
+        checks = json.loads(mtlzoo("verify", version, "--data", work / "data", *of_run, "--json").stdout)["checks"]
+        assert {check["name"]: check["ok"] for check in checks}["signatures agree"] is True
+    assert "no feature itm" in refused(
+        "train", "shared_bottom", "--data", work / "data", "--out", tmp_path / "other", "--set", "without=itm"
+    )
+
+
 def test_evaluate_prints_the_promised_json(work):
     evaluation = json.loads(mtlzoo("evaluate", work / "run", "--json").stdout)
     assert evaluation["split"] == "test"

@@ -77,6 +77,28 @@ def test_the_best_epoch_on_validation_is_kept(run, dataset):
     assert run.metrics["valid"] == evaluate(run.model(), dataset, "valid")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "seen"), [({"features": ["city", "item"]}, ["item", "city"]), ({"features": "age"}, ["age"])]
+)
+def test_a_model_sees_the_features_that_it_is_given(dataset, tmp_path, wanted, seen):
+    run = train(config(dataset, epochs=1, **wanted), tmp_path / "run")
+    assert [feature.name for feature in run.model().schema.features] == seen
+    assert [feature.name for feature in run.dataset().schema.features] == seen
+    assert run.dataset(dataset.folder).schema == run.model().schema
+    assert run.metrics["valid"] == evaluate(run.model(), run.dataset(), "valid")
+    with pytest.raises(DataError, match="other features"):
+        evaluate(run.model(), dataset, "valid")
+
+
+def test_a_model_does_not_see_what_is_left_out(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"no feature itm; the features are item"):
+        train(config(dataset, without=["itm"]), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    run = train(config(dataset, epochs=1, without=["item", "tags"]), tmp_path / "run")
+    seen = {feature.name for feature in run.model().schema.features}
+    assert {feature.name for feature in dataset.schema.features} - seen == {"item", "tags"}
+
+
 def test_the_best_epoch_can_be_selected_by_auc():
     logs = {"val_loss": 0.3, "val_click_auc": 0.8, "val_conversion_auc": float("nan"), "val_ctcvr_auc": 0.6}
     assert monitored(logs, "auc") == pytest.approx(0.7)
