@@ -1,6 +1,7 @@
 """A model zoo for multi-task click and conversion ranking in Keras 3 on TensorFlow.
 
-Modules: `models`, `layers`, `losses`, `metrics`, `optimizers`, `callbacks`, `training`, `serving`, `tasks`.
+Modules: `models`, `layers`, `losses`, `metrics`, `optimizers`, `callbacks`, `training`, `inspection`, `scoring`,
+`serving`, `tasks`.
 """
 
 import importlib
@@ -16,6 +17,7 @@ _MODULES = (
     "metrics",
     "models",
     "optimizers",
+    "scoring",
     "serving",
     "tasks",
     "training",

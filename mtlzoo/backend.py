@@ -63,6 +63,19 @@ def is_distributed(model: Any) -> bool:
     return tf.distribute.has_strategy() or model.distribute_strategy is not tf.distribute.get_strategy()
 
 
+def compiled(function: Any, batches: Any) -> Any:
+    """A function of features as one graph for batches of any size; Keras traces anew where a last batch is shorter.
+
+    Args:
+        function: From features to a structure of tensors.
+        batches: A `tf.data.Dataset` of tuples that begin with the features.
+
+    Returns:
+        The function, traced at its first call.
+    """
+    return tf.function(function, input_signature=[batches.element_spec[0]], autograph=False)
+
+
 def sum_repeated_rows(gradient: Any) -> Any:
     """A row-sparse gradient in which each row stands once, as the sum of its repetitions.
 

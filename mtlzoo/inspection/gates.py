@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from mtlzoo.inspection.sample import default_split, draw_samples
-from mtlzoo.training.evaluate import EVALUATION_BATCH, check_same_data
+from mtlzoo.training.evaluate import EVALUATION_BATCH
+from mtlzoo.training.same_data import check_same_data
 from pipelines import Dataset
 
 

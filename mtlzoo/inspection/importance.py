@@ -13,7 +13,8 @@ from mtlzoo.inspection.permuting import Columns, Predictions, donor_rows, featur
 from mtlzoo.inspection.sample import Progress, Sample, default_split, draw_samples
 from mtlzoo.inspection.scores import MEASURES, Measure, mean_and_error, row_scores
 from mtlzoo.tasks import Task
-from mtlzoo.training.evaluate import EVALUATION_BATCH, check_same_data
+from mtlzoo.training.evaluate import EVALUATION_BATCH
+from mtlzoo.training.same_data import check_same_data
 from pipelines import Dataset, Schema
 
 MEASURE_NAMES = {"auc": "drop of the AUC", "log_loss": "rise of the log loss"}

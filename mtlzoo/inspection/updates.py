@@ -12,7 +12,7 @@ import numpy as np
 
 from mtlzoo.inspection.sample import Sample, default_split, draw_samples
 from mtlzoo.models.histories import history_pairs
-from mtlzoo.training.evaluate import check_same_data
+from mtlzoo.training.same_data import check_same_data
 from pipelines import Dataset
 
 SHARED = "shared"

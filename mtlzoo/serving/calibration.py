@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from mtlzoo.metrics import TaskEvaluation
 from mtlzoo.serving.calibration_curves import Isotonic, LogOddsHistogram, Temperature, fit_isotonic, fit_temperature
-from mtlzoo.training.evaluate import EVALUATION_BATCH, check_same_data
+from mtlzoo.training.evaluate import EVALUATION_BATCH
+from mtlzoo.training.same_data import check_same_data
 from pipelines import DataError, Dataset
 
 Kind = Literal["temperature", "isotonic"]

@@ -28,7 +28,8 @@ from mtlzoo.serving.signatures import (
 )
 from mtlzoo.serving.version_directories import new_version, prune, write_version
 from mtlzoo.serving.warmup import write_warmup
-from pipelines import DataError, Dataset
+from mtlzoo.training.same_data import check_same_data
+from pipelines import Dataset
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -116,7 +117,7 @@ def export(
         PosixPath('saved_models/mmoe/1')
     """
     path = Path(path)
-    _check_schema(model, dataset)
+    check_same_data(model, dataset)
     _check_arguments(quantize, calibrate, keep)
     chosen = chosen_signatures(signatures, score, top_k)
     check_names(dataset.schema, chosen)
@@ -137,14 +138,6 @@ def export(
     if keep is not None:
         prune(path, keep, target)
     return target
-
-
-def _check_schema(model: keras.Model, dataset: Dataset) -> None:
-    schema = getattr(model, "schema", dataset.schema)
-    if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
-        raise DataError(
-            f"{dataset.folder}: the model was trained with another schema or other vocabularies than this dataset's"
-        )
 
 
 def _check_arguments(quantize: str | None, calibrate: str | None, keep: int | None) -> None:

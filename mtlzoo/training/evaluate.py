@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from mtlzoo.metrics import TaskEvaluation
-from pipelines import DataError, Dataset
+from mtlzoo.training.same_data import check_same_data
+from pipelines import Dataset
 
 EVALUATION_BATCH = 16_384
 
@@ -58,23 +59,3 @@ def evaluate(
         "rows": rows,
         "tasks": {task: evaluation.result() for task, evaluation in evaluations.items()},
     }
-
-
-def check_same_data(model: keras.Model, dataset: Dataset) -> None:
-    """Refuses a dataset that does not fit a model. A model without a schema (a clone) is taken to fit.
-
-    Raises:
-        DataError: It was converted with other features or vocabularies, or does not have the model's tasks.
-    """
-    schema = getattr(model, "schema", None)
-    if schema is None:
-        return
-    if schema.fitted != dataset.schema.fitted or schema.features != dataset.schema.features:
-        raise DataError(
-            f"{dataset.folder}: was converted with other features or vocabularies than the model was trained with; "
-            f"convert it with the training dataset's schema, or use the training dataset"
-        )
-    targets = {target.name for target in dataset.schema.targets}
-    lacking = [target.name for target in schema.targets if target.name not in targets]
-    if lacking:
-        raise DataError(f"{dataset.folder}: has no labels for the model's tasks {', '.join(lacking)}")
