@@ -1,4 +1,4 @@
-"""The commands around models: train, evaluate, explain, export, verify, serve, predict, models, demo."""
+"""The commands around models: train, evaluate, score, explain, export, verify, serve, predict, models, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mtlzoo.cli.data import app as data_app
 from mtlzoo.cli.explain import explain
 from mtlzoo.cli.export import export
 from mtlzoo.cli.predict import predict
+from mtlzoo.cli.score import score
 from mtlzoo.cli.serve import serve
 from mtlzoo.cli.server_config import server_config
 from mtlzoo.cli.verify import verify
@@ -55,22 +56,31 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="An argument of the model, or learning_rate, patience, monitor (loss or auc), preset, alternate, "
-            "loss_weights.TASK, lottery.SETTING.",
+            "features and without (what the model sees), loss_weights.TASK, lottery.SETTING.",
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="First show where the time of a step goes; kept as RUN/profile.json.")
+    ] = False,
 ) -> None:
     """Trains a model: selects on validation, stops early, writes checkpoints, logs, history and metrics."""
     from mtlzoo.cli.console import err, out
+    from mtlzoo.cli.profile import show_profile
     from mtlzoo.cli.settings import parse_settings, validated
     from mtlzoo.cli.tables import evaluation_table
     from mtlzoo.cli.training_progress import train_with_progress
     from mtlzoo.training import RunConfig
+    from mtlzoo.training.profile import PROFILE
+    from mtlzoo.training.run import write_json
 
     arguments, training = parse_settings(model, settings or [])
     sizes = {"epochs": epochs, "batch_size": batch_size}
     training |= {name: size for name, size in sizes.items() if size is not None}
     config = validated(RunConfig, model=model, arguments=arguments, data=str(data), seed=seed, **training)
+    found = show_profile(config) if profile else None
     run = train_with_progress(config, out_folder)
+    if found is not None:
+        write_json(out_folder / PROFILE, found)
     out.print(evaluation_table(run.metrics["valid"], f"{model} on the validation split"))
     err.print(f"run: {out_folder}", highlight=False)
 
@@ -87,10 +97,9 @@ def evaluate(
     from mtlzoo.cli.tables import evaluation_table
     from mtlzoo.training import evaluate as evaluate_model
     from mtlzoo.training import open_run
-    from pipelines import open_dataset
 
     run = open_run(run_folder)
-    dataset = open_dataset(data) if data is not None else run.dataset()
+    dataset = run.dataset(data)
     dataset.rows(split)
     with row_progress(f"evaluating on {split}") as progress:
         evaluation = evaluate_model(run.model(), dataset, split, progress=progress)
@@ -102,6 +111,7 @@ def evaluate(
         )
 
 
+app.command()(score)
 app.command()(explain)
 
 
