@@ -314,5 +314,5 @@ def test_a_model_of_another_schema_is_refused(exported, dataset, tmp_path):
     fitted = dataset.schema.fitted
     grown = fitted.model_copy(update={"tables": {name: size + 1 for name, size in fitted.tables.items()}})
     other = create("shared_bottom", dataset.schema.model_copy(update={"fitted": grown}), embedding_dim=4)
-    with pytest.raises(DataError, match="trained with another schema"):
+    with pytest.raises(DataError, match="than the model was trained with: another vocabulary: item"):
         export(other, tmp_path / "m", dataset=dataset)
