@@ -177,7 +177,7 @@ def test_other_features_are_named(models, dataset, demo_schema):
 
 def test_what_cannot_be_scored_is_one_message(models, dataset, demo_schema, raw_log, tmp_path):
     model, out = models["shared_bottom"], tmp_path / "s.parquet"
-    with pytest.raises(DataError, match="than the model was trained with: it lacks price. Convert it"):
+    with pytest.raises(DataError, match="than the model was trained with: it lacks price. Use the dataset"):
         score(model, dataset.select(without=["price"]), out)
     with pytest.raises(DataError, match="is a directory; name the file to write"):
         score(model, dataset, tmp_path)

@@ -26,7 +26,7 @@ def check_same_data(model: keras.Model, dataset: Dataset) -> None:
     if differences:
         raise DataError(
             f"{dataset.folder}: was converted with other features or vocabularies than the model was trained with: "
-            f"{'; '.join(differences)}. Convert it with the training dataset's schema, or use the training dataset"
+            f"{'; '.join(differences)}. Use the dataset that it was trained on"
         )
     targets = {target.name for target in dataset.schema.targets}
     lacking = [target.name for target in schema.targets if target.name not in targets]
