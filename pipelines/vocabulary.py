@@ -288,6 +288,15 @@ def transform_numbers(feature: Numeric, raw: np.ndarray) -> np.ndarray:
     return raw
 
 
+def untransform_numbers(feature: Numeric, values: np.ndarray) -> np.ndarray:
+    """The numbers whose `transform_numbers` these are, in their dtype and shape."""
+    if feature.transform == "log1p":
+        return np.expm1(values)
+    if feature.transform == "symlog":
+        return np.sign(values) * np.expm1(np.abs(values))
+    return values
+
+
 def save_vocabularies(vocabularies: dict[str, Vocabulary], folder: Path) -> None:
     """Writes each vocabulary as `<table>.parquet` with the columns value and count, and what is not exact."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -253,7 +253,7 @@ def _pairs(schema: Schema, given: str | Sequence[str]) -> dict[str, list[str]]:
                 parent = parents[parent]
         return pairs
     for pair in [given] if isinstance(given, str) else given:
-        label, _, other = pair.partition(":")
+        label, _, other = str(pair).partition(":")
         if label not in pairs or other not in pairs or label == other:
             raise ValueError(
                 f"tsn_pairs must be 'funnel' or pairs TASK:OTHER of two labels, has {pair!r}; the labels are "

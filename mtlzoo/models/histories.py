@@ -68,7 +68,7 @@ def history_pairs(schema: Schema, given: str | Sequence[str]) -> dict[str, str]:
         return {name: _candidate_of(feature, schema) for name, feature in lists.items() if feature.ordered}
     pairs = {}
     for pair in [given] if isinstance(given, str) else given:
-        name, _, candidate = pair.partition(":")
+        name, _, candidate = str(pair).partition(":")
         if name not in lists:
             raise ValueError(f"histories: {name!r} is no multi-valued feature; there are {', '.join(lists) or 'none'}")
         if not lists[name].ordered:

@@ -256,12 +256,3 @@ def _transformed(feature: Numeric, values: tf.Tensor) -> tf.Tensor:
     if feature.transform == "symlog":
         return tf.sign(values) * tf.math.log1p(tf.abs(values))
     return values
-
-
-def untransformed(feature: Numeric, values: np.ndarray) -> np.ndarray:
-    """The raw numbers whose transforms these are, in their dtype and shape."""
-    if feature.transform == "log1p":
-        return np.expm1(values)
-    if feature.transform == "symlog":
-        return np.sign(values) * np.expm1(np.abs(values))
-    return values

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtlzoo.serving.candidates import CANDIDATES
-from mtlzoo.serving.raw_features import length_name, missing_value, untransformed
+from mtlzoo.serving.raw_features import length_name, missing_value
 from mtlzoo.serving.request import feature_of, request_of
 from mtlzoo.serving.verify_model import Arrays
 from pipelines import Categorical, DataError, Dataset, MultiCategorical, Numeric, Schema
@@ -21,7 +21,7 @@ from pipelines.raw import read_raw
 from pipelines.read import Packing
 from pipelines.records import columns_of
 from pipelines.schema import FIRST_ID, MISSING, OUT_OF_VOCABULARY
-from pipelines.vocabulary import Vocabulary, usable_missing_values
+from pipelines.vocabulary import Vocabulary, untransform_numbers, usable_missing_values
 
 _CANDIDATE_COUNTS = (8, 5, 1)
 _HASHED_AT_ONCE = 100_000
@@ -223,7 +223,7 @@ def _raw_numbers(
     if feature.has_value:
         values = numbers[feature.name].astype(np.float64)
         values = values * fitted.std + fitted.mean if feature.standardize else values
-        raw = untransformed(feature, values).astype(np.float32)
+        raw = untransform_numbers(feature, values).astype(np.float32)
     if buckets is not None:
         place = np.maximum(buckets - FIRST_ID, 0)
         low, high = edges[place], np.nextafter(edges[place + 1], np.float32(-np.inf))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from mtlzoo.serving.candidates import CANDIDATES
-from mtlzoo.serving.raw_features import length_name, untransformed
+from mtlzoo.serving.raw_features import length_name
 from mtlzoo.serving.request import feature_of
 from mtlzoo.serving.servables import WARMUP_FILE
 from mtlzoo.serving.signatures import (
@@ -22,7 +22,7 @@ from mtlzoo.serving.signatures import (
     TOP_K_SIGNATURE,
 )
 from pipelines import Dataset, MultiCategorical, Numeric
-from pipelines.vocabulary import Vocabulary
+from pipelines.vocabulary import Vocabulary, untransform_numbers
 
 _FEWEST_CANDIDATES = 8
 
@@ -82,7 +82,7 @@ def warmup_row(dataset: Dataset) -> dict[str, np.ndarray]:
     for feature in dataset.schema.features:
         if isinstance(feature, Numeric):
             mean = dataset.schema.fitted.numeric[feature.name].mean
-            row[feature.name] = untransformed(feature, np.array([mean], np.float32))
+            row[feature.name] = untransform_numbers(feature, np.array([mean], np.float32))
             continue
         value = _most_frequent(feature.dtype, dataset.vocabularies.get(feature.table_name))
         row[feature.name] = value

@@ -25,11 +25,10 @@ import keras
 
 from mtlzoo import backend, models
 from mtlzoo.layers import EmbeddingTable
-from mtlzoo.optimizers import LazyAdam
 from mtlzoo.training.run import RunConfig, dataset_of
 from mtlzoo.training.seeds import epoch_seed
 from mtlzoo.training.trace import Trace, Tracer, sees_gpu
-from mtlzoo.training.train import check_trainable
+from mtlzoo.training.train import check_trainable, compile_as_configured
 from pipelines import alternate_tasks
 
 INPUT, LOOKUPS, DENSE, REST = "input", "lookups", "dense", "rest"
@@ -136,8 +135,7 @@ def profile_training(config: RunConfig, progress: Progress = lambda phase, done,
     check_trainable(dataset)
     keras.utils.set_random_seed(config.seed)
     model = models.create(config.model, dataset.schema, **config.arguments)
-    optimizer = LazyAdam(config.learning_rate, skip_zeros=config.alternate)
-    model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
+    compile_as_configured(model, config)
     trained = [task.name for task in model.tasks if task.trained]
     turns = len(trained) if config.alternate else 1
     batches = dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, 0), repeat=True)

@@ -117,9 +117,7 @@ def train(
     if state.epoch:
         model = keras.models.load_model(_checkpoint(work, state.epoch))
     else:
-        # What a task alone does not use must not coast on in another task's step.
-        optimizer = LazyAdam(config.learning_rate, skip_zeros=config.alternate)
-        model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
+        compile_as_configured(model, config)
     try:
         with dataset.damaged_shards_named("train", "valid"):
             if draws_tickets and not state.epoch:
@@ -135,6 +133,13 @@ def train(
     write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})
     replace_directory(work, out)
     return open_run(out)
+
+
+def compile_as_configured(model: MultiTaskModel, config: RunConfig) -> None:
+    """Compiles a model with the optimizer and the loss weights of a configuration."""
+    # What a task alone does not use must not coast on in another task's step.
+    optimizer = LazyAdam(config.learning_rate, skip_zeros=config.alternate)
+    model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
 
 
 def _draw_tickets(

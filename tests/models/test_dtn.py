@@ -293,6 +293,8 @@ def test_bad_arguments_say_what_is_wrong():
         dtn(interactions=[], interaction_settings={})
     with pytest.raises(ValueError, match="'conversion:clik'; the labels are click, conversion"):
         dtn(tsn_pairs=["conversion:clik"])
+    with pytest.raises(ValueError, match=r"pairs TASK:OTHER of two labels, has \('conversion', 'click'\)"):
+        dtn(tsn_pairs=[("conversion", "click")])
     with pytest.raises(ValueError, match="in a circle: .*click"):
         dtn(tsn_pairs=["conversion:click", "click:conversion"])
     with pytest.raises(ValueError, match="fusion must be one of concat, sum, is 'mean'"):
