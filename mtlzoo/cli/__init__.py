@@ -13,6 +13,8 @@ INTERRUPTED = 130
 class _Interrupted(BaseException):
     """Ctrl-C or a request to terminate; to a KeyboardInterrupt the command parser would answer `Aborted!`."""
 
+    came = False
+
 
 def main() -> None:
     """Runs the command line; every error is one readable message and a non-zero exit code.
@@ -30,6 +32,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _Interrupted.came = True
     raise _Interrupted
 
 
@@ -41,10 +44,11 @@ def _run(arguments: list[str], debug: bool) -> int:
         if arguments and "--help" not in arguments:
             import_tensorflow_quietly()
         app(arguments, prog_name="mtlzoo")
-    except _Interrupted:
-        _print_error("interrupted; nothing older was touched, the same command goes on from what this one finished")
-        return INTERRUPTED
-    except Exception as error:
+    except (_Interrupted, Exception) as error:
+        # TensorFlow's bindings turn an interruption that reaches them into an error of their own.
+        if _Interrupted.came:
+            _print_error("interrupted; nothing older was touched, the same command goes on from what this one finished")
+            return INTERRUPTED
         if debug:
             raise
         expected = isinstance(error, ValueError | OSError | FloatingPointError)

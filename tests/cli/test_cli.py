@@ -194,3 +194,23 @@ def test_the_demo_runs_the_whole_job(tmp_path):
     assert "saved model" in shown
     assert (tmp_path / "saved_models/mmoe/1/saved_model.pb").is_file()
     assert (tmp_path / "data/demo/manifest.json").is_file()
+
+
+def test_an_interruption_that_a_library_turns_into_its_own_error_is_still_one():
+    """TensorFlow's bindings do so when Ctrl-C comes while they hand an error to Python."""
+    interrupted = """
+import signal, sys
+import mtlzoo.cli, mtlzoo.cli.app
+
+def app(arguments, prog_name):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise RuntimeError("error_already_set") from error
+
+mtlzoo.cli.app.app = app
+mtlzoo.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("error: interrupted")
