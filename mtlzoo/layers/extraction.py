@@ -20,9 +20,8 @@ class ExtractionLevel(keras.layers.Layer):
         y_t = sum over the experts i of task t and of the shared group of softmax(W_t x_t)_i E_i(x of i's group)
         y_s = sum over all experts i of softmax(W_s x_s)_i E_i(x of i's group)
 
-    Task t's experts read x_t, shared experts read x_s. On a first level all of them read one x; then the first layers
-    of all N experts are one matrix product `[B, D] x [D, N H]`, and so are all gates. On later levels there is one such
-    product for each group, and one batched product for the gates of all tasks. Softmaxes are computed in float32.
+    Task t's experts read x_t, shared experts read x_s. On a first level all of them read one x; then all gates are one
+    matrix product. On later levels the gates of all tasks are one batched product. Softmaxes are computed in float32.
 
     Args:
         num_tasks: Number of tasks T, at least 1.
@@ -51,7 +50,7 @@ class ExtractionLevel(keras.layers.Layer):
 
     Source: customized gate control and its levels in Tang et al., "Progressive layered extraction (PLE): A novel
     multi-task learning model for personalized recommendations" (RecSys 2020), section 4; gates have no bias there
-    either. Computing experts and gates together is our design.
+    either. Computing gates together is our design.
     """
 
     def __init__(
@@ -124,8 +123,9 @@ class ExtractionLevel(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Runs the experts and mixes them."""
+        by_group = [inputs] if self.one_input else ops.unstack(inputs, axis=1)  # [B, D] each
         outputs = [
-            experts(inputs if self.one_input else inputs[:, group], training=training)
+            experts(by_group[group], training=training)
             for group, experts in zip(self.read_groups, self.experts, strict=True)
         ]
         found = ops.concatenate(outputs, axis=1)  # [B, N, H]: the experts of each task, then the shared ones

@@ -290,8 +290,11 @@ def _along_the_funnel(
     """As `_joined`, with each task's step of a recurrence along the funnel in place of the shared part."""
     order = list(_funnel(schema).static_order())
     along = RecurrentCross(axis="task", cell=cell, steps=len(order), dtype=dtype, name="along_funnel")
-    walked = along(parts[_SHARED])  # [batch, tasks, d_s]
-    return {label: _joined({**parts, _SHARED: walked[:, i]}, label, dropout, dtype) for i, label in enumerate(order)}
+    walked = keras.ops.unstack(along(parts[_SHARED]), axis=1)  # of each task [batch, d_s]
+    return {
+        label: _joined({**parts, _SHARED: of_task}, label, dropout, dtype)
+        for label, of_task in zip(order, walked, strict=True)
+    }
 
 
 def _funnel(schema: Schema) -> TopologicalSorter[str]:

@@ -70,8 +70,8 @@ class MMoE(MultiTaskModel):
         embedded = embed_features(schema, inputs, embedding_dim, dtype)
         x = embedded.flat()  # [batch, D]
         found = modules.outputs(schema, inputs, embedded, x) if modules else mlps(x)  # [batch, experts, H]
-        mixed = gate((x, found))  # [batch, tasks, H]
-        task_inputs = {label.name: mixed[:, i] for i, label in enumerate(schema.labels)}
+        mixed = keras.ops.unstack(gate((x, found)), axis=1)  # of each task [batch, H]
+        task_inputs = {label.name: of_task for label, of_task in zip(schema.labels, mixed, strict=True)}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
 
         # Config

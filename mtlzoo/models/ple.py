@@ -88,7 +88,8 @@ class PLE(MultiTaskModel):
         x = embed_features(schema, inputs, embedding_dim, dtype).flat()  # [batch, D]
         for level in levels:
             x = level(x)  # [batch, tasks + 1, H], of the last level [batch, tasks, H]
-        task_inputs = {label.name: x[:, i] for i, label in enumerate(schema.labels)}
+        mixed = keras.ops.unstack(x, axis=1)  # of each task [batch, H]
+        task_inputs = {label.name: of_task for label, of_task in zip(schema.labels, mixed, strict=True)}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
 
         # Config

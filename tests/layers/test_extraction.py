@@ -116,13 +116,13 @@ def test_a_tasks_output_depends_on_its_own_and_the_shared_group_alone(inputs):
                 assert np.any(by_x[:, group] != 0) == (output == TASKS or group in (output, TASKS))
 
 
-@pytest.mark.parametrize(("inputs", "products"), [("one", (2, 1)), ("each", (TASKS + 2, 2))])
-def test_what_reads_the_same_is_one_product(inputs, products):
-    """Single products: experts and gates; batched ones: the mixture, and the task gates where inputs differ."""
+@pytest.mark.parametrize(("inputs", "batched"), [("one", 1), ("each", 2)])
+def test_all_gates_are_one_product(inputs, batched):
+    """Single products: one for each expert and one more; batched ones: the mixture, and task gates on many inputs."""
     level = randomized(ExtractionLevel(TASKS, 2, 1, (4,), shared_output=True), INPUTS[inputs])
     operations = tf.function(level).get_concrete_function(tf.constant(INPUTS[inputs])).graph.get_operations()
     kinds = [operation.type for operation in operations]
-    assert (kinds.count("MatMul"), kinds.count("BatchMatMulV2")) == products
+    assert (kinds.count("MatMul"), kinds.count("BatchMatMulV2")) == (2 * TASKS + 1 + 1, batched)
 
 
 @pytest.mark.parametrize("shape", [(None, 40), (None, 3, 40)])
