@@ -67,7 +67,7 @@ class GatedCross(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Crosses the features."""
         x_0, x_l = inputs if isinstance(inputs, list | tuple) else (inputs, inputs)  # [B, D], [B, D]
-        return _gated_cross(x_0, x_l, ops.matmul(x_l, self.kernel), self.bias)
+        return _gated_cross(x_0, x_l, self.kernel, self.bias)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """The shape of one input."""
@@ -83,12 +83,13 @@ class GatedCross(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mtlzoo")
 class GatedCrossNetwork(keras.layers.Layer):
-    """L gated cross layers (`GatedCross`) and a linear projection; or C such networks on one input, computed together.
+    """L gated cross layers (`GatedCross`) and a linear projection; or C such networks on one input.
 
         x_(l+1) = x_0 * (x_l W_c^l + b_c^l) * sigmoid(x_l W_g^l) + x_l,   l = 0 ... L - 1,   output = x_L P + p
 
-    The first layers of all copies, crosses and gates, are one matrix product `[B, D] x [D, 2 C D]`; later layers are a
-    batched product. Each kernel `[D, D]` is drawn by itself; biases start at zeros. Copies share nothing but the input.
+    The kernels of all copies, crosses and gates, are one variable for each layer; each kernel `[D, D]` is drawn by
+    itself. The products are done one by one, as `StackedExperts` says why. Biases start at zeros. Copies share nothing
+    but the input.
 
     Args:
         num_layers: Number of cross layers L, at least 1. Defaults to 2, as in DTN's released code.
@@ -109,7 +110,7 @@ class GatedCrossNetwork(keras.layers.Layer):
         (8, 3, 256)
 
     Source: the gated cross network of Wang et al. (GDCN, CIKM 2023, arXiv 2311.04635); two layers and the projection as
-    in the released code of Bi et al. (DTN, arXiv 2408.11611); computing copies together is our design.
+    in the released code of Bi et al. (DTN, arXiv 2408.11611); the joint variables of copies are our design.
     """
 
     def __init__(
@@ -148,15 +149,18 @@ class GatedCrossNetwork(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Runs all copies."""
-        copies, width = self.copies or 1, inputs.shape[1]
-        product = ops.matmul(inputs, self.kernels[0])  # [B, C * 2 D]
-        product = ops.transpose(ops.reshape(product, (-1, copies, 2 * width)), (1, 0, 2))
-        x_l = _gated_cross(inputs, inputs, product, self.biases[0])  # [C, B, D]: the copies in front, as in experts
-        for kernel, bias in zip(self.kernels[1:], self.biases[1:], strict=True):
-            x_l = _gated_cross(inputs, x_l, ops.matmul(x_l, kernel), bias)
-        if self.units is not None:
-            x_l = ops.matmul(x_l, self.projection) + self.projection_bias  # [C, B, units]
-        return ops.squeeze(x_l, axis=0) if self.copies is None else ops.transpose(x_l, (1, 0, 2))
+        copies = self.copies or 1
+        kernels = [ops.split(self.kernels[0], copies, axis=1), *map(ops.unstack, self.kernels[1:])]  # C of [D, 2 D]
+        biases = [ops.unstack(bias[:, 0]) for bias in self.biases]
+        outputs = []
+        for copy in range(copies):
+            x_l = inputs  # [B, D]
+            for of_layer, bias in zip(kernels, biases, strict=True):
+                x_l = _gated_cross(inputs, x_l, of_layer[copy], bias[copy])
+            if self.units is not None:
+                x_l = ops.add(ops.matmul(x_l, self.projection[copy]), self.projection_bias[copy, 0])  # [B, units]
+            outputs.append(x_l)
+        return outputs[0] if self.copies is None else ops.stack(outputs, axis=1)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """`[B, D]` to `[B, units]` or `[B, C, units]`."""
@@ -174,11 +178,12 @@ class GatedCrossNetwork(keras.layers.Layer):
         }
 
 
-def _gated_cross(x_0: Any, x_l: Any, product: Any, bias: Any) -> Any:
-    """The formula, with `product` = `x_l [W_c, W_g]`, `[..., 2 D]`; x_0 `[B, D]` stands for every copy."""
-    cross, gate = ops.split(product, 2, axis=-1)
-    gate = ops.cast(ops.sigmoid(ops.cast(gate, "float32")), product.dtype)
-    return x_0 * (cross + bias) * gate + x_l
+def _gated_cross(x_0: Any, x_l: Any, kernel: Any, bias: Any) -> Any:
+    """The formula, with `kernel` = `[W_c, W_g]`, `[D, 2 D]`."""
+    of_cross, of_gate = ops.split(kernel, 2, axis=1)
+    cross = ops.add(ops.matmul(x_l, of_cross), bias)
+    gate = ops.sigmoid(ops.cast(ops.matmul(x_l, of_gate), "float32"))
+    return x_0 * cross * ops.cast(gate, cross.dtype) + x_l
 
 
 def _stacked_pairs(initializer: Any, copies: int) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ _MODES = ("parallel", "serial")
 
 
 class _MaskedHidden(keras.layers.Layer):
-    """P mask blocks behind their aggregation layers: `(a [P, B, M], h [B, H] or [P, B, H])` to `[P, B, units]`."""
+    """P mask blocks behind their aggregation layers: for each block `(a [B, M], h [B, H])` to `[B, units]`."""
 
     def __init__(self, parts: int, units: int, epsilon: float, kernel_initializer: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -26,7 +26,7 @@ class _MaskedHidden(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights of all blocks."""
-        (_, _, mask_units), width = input_shape[0], input_shape[1][-1]
+        mask_units, width = (h_shape[-1] for h_shape in input_shape)
         self.mask_kernel = self._add_kernel("mask_kernel", mask_units, width)
         self.mask_bias = self._add_vector("mask_bias", width, "zeros")
         self.kernel = self._add_kernel("kernel", width, self.units)
@@ -42,12 +42,17 @@ class _MaskedHidden(keras.layers.Layer):
         return self.add_weight(shape=(self.parts, 1, width), initializer=initializer, name=name)
 
     def call(self, inputs: Any) -> Any:
-        """Masks, mixes, normalises."""
-        aggregated, h = inputs
-        mask = ops.matmul(aggregated, self.mask_kernel) + self.mask_bias  # [P, B, H]
-        o = ops.matmul(h * mask, self.kernel) + self.bias  # [P, B, units]
-        o = ops.layer_normalization(o, axis=-1, epsilon=self.epsilon)  # in float32 inside
-        return ops.relu(o * self.gamma + self.beta)
+        """Masks, mixes, normalises, block by block: two lists of P tensors to one."""
+        kernels = zip(ops.unstack(self.mask_kernel), ops.unstack(self.kernel), strict=True)
+        vectors = zip(*(ops.unstack(v[:, 0]) for v in (self.mask_bias, self.bias, self.gamma, self.beta)), strict=True)
+        outputs = []
+        for a, h, of_block, (mask_bias, bias, gamma, beta) in zip(*inputs, kernels, vectors, strict=True):
+            mask_kernel, kernel = of_block
+            mask = ops.add(ops.matmul(a, mask_kernel), mask_bias)  # [B, H]
+            o = ops.add(ops.matmul(h * mask, kernel), bias)  # [B, units]
+            o = ops.layer_normalization(o, axis=-1, epsilon=self.epsilon)  # in float32 inside
+            outputs.append(ops.relu(o * gamma + beta))
+        return outputs
 
 
 @keras.saving.register_keras_serializable(package="mtlzoo")
@@ -111,7 +116,7 @@ class MaskBlock(keras.layers.Layer):
         self.hidden = _MaskedHidden(
             1, self.units, self.epsilon, self.kernel_initializer, dtype=self.dtype_policy, name="hidden"
         )
-        self.hidden.build(((1, e_shape[0], self.mask_units), (h_shape[0], checked_width(self.name, h_shape))))
+        self.hidden.build(((e_shape[0], self.mask_units), (h_shape[0], checked_width(self.name, h_shape))))
 
     def _shapes(self, input_shape: Any) -> tuple[Any, Any]:
         """Shapes of e and h."""
@@ -124,8 +129,8 @@ class MaskBlock(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Runs the block."""
         e, h = inputs if isinstance(inputs, list | tuple) else (inputs, inputs)  # [B, D], [B, H]
-        aggregated = ops.relu(ops.matmul(e, self.aggregation_kernel) + self.aggregation_bias)  # [B, mask_units]
-        return ops.squeeze(self.hidden((ops.expand_dims(aggregated, 0), h)), axis=0)  # [B, units]
+        aggregated = ops.relu(ops.add(ops.matmul(e, self.aggregation_kernel), self.aggregation_bias))  # [B, mask_units]
+        return self.hidden(([aggregated], [h]))[0]  # [B, units]
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """`[B, D]`, or that and `[B, H]`, to `[B, units]`."""
@@ -144,14 +149,14 @@ class MaskBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mtlzoo")
 class MaskNet(keras.layers.Layer):
-    """N mask blocks (`MaskBlock`) and an MLP behind them; or C such networks on one input, computed together.
+    """N mask blocks (`MaskBlock`) and an MLP behind them; or C such networks on one input.
 
         parallel:  output = MLP([block_1(e, e), ..., block_N(e, e)])
         serial:    h_1 = block_1(e, e),   h_n = block_n(e, h_(n-1)),   output = MLP(h_N)
 
-    Each layer of the MLP is `relu(h W + b)`. The first layers of all masks, whatever their block and copy, are one
-    matrix product `[B, D] x [D, C N mask_units]`; all else is batched over the copies, and over parallel blocks. Each
-    kernel is drawn by itself; biases start at zeros. Copies share nothing but the input.
+    Each layer of the MLP is `relu(h W + b)`. The kernels of all blocks and copies are one variable for each layer, each
+    drawn by itself; the products are done one by one, as `StackedExperts` says why. Biases start at zeros. Copies share
+    nothing but the input.
 
     The paper normalises each field's embedding before the first block masks it. DTN's released code does not, nor does
     this layer, which does not know where a field ends.
@@ -181,7 +186,7 @@ class MaskNet(keras.layers.Layer):
         (8, 3, 256)
 
     Source: Wang, She and Zhang (MaskNet, DLP-KDD 2021, arXiv 2102.07619), section 3.4; the released code of Bi et al.
-    (DTN, arXiv 2408.11611); computing copies together is our design.
+    (DTN, arXiv 2408.11611); the joint variables of copies are our design.
     """
 
     def __init__(
@@ -236,7 +241,7 @@ class MaskNet(keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name=f"blocks_{i}",
             )
-            level.build(((level.parts, input_shape[0], self.mask_units), (input_shape[0], h_width)))
+            level.build(((input_shape[0], self.mask_units), (input_shape[0], h_width)))
             self.levels.append(level)
         self._build_mlp(copies)
 
@@ -250,19 +255,22 @@ class MaskNet(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Runs all blocks of all copies."""
-        copies = self.copies or 1
-        aggregated = ops.relu(ops.matmul(inputs, self.aggregation_kernel) + self.aggregation_bias)
-        aggregated = ops.reshape(aggregated, (-1, self.num_blocks * copies, self.mask_units))
-        aggregated = ops.transpose(aggregated, (1, 0, 2))  # [N * C, B, mask_units]: block by block, its copies in turn
-        h = inputs
-        for level, part in zip(self.levels, ops.split(aggregated, len(self.levels), axis=0), strict=True):
-            h = level((part, h))  # [N * C, B, block_units] if parallel, [C, B, block_units] if serial
+        copies, blocks = self.copies or 1, self.num_blocks
+        kernels = ops.split(self.aggregation_kernel, blocks * copies, axis=1)  # block by block, its copies in turn
+        biases = ops.split(self.aggregation_bias, blocks * copies)
+        aggregated = [
+            ops.relu(ops.add(ops.matmul(inputs, kernel), bias))  # [B, mask_units]
+            for kernel, bias in zip(kernels, biases, strict=True)
+        ]
+        h = [inputs] * self.levels[0].parts
+        for i, level in enumerate(self.levels):
+            h = level((aggregated[i * level.parts : (i + 1) * level.parts], h))  # [B, block_units] each
         if self.mode == "parallel":
-            h = ops.reshape(h, (self.num_blocks, copies, -1, self.block_units))
-            h = ops.reshape(ops.transpose(h, (1, 2, 0, 3)), (copies, -1, self._merged_units))
+            h = [ops.concatenate(h[copy::copies], axis=1) for copy in range(copies)]  # [B, N * block_units] each
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
-            h = ops.relu(ops.matmul(h, kernel) + bias)  # [C, B, units[i]]
-        return ops.squeeze(h, axis=0) if self.copies is None else ops.transpose(h, (1, 0, 2))
+            of_copies = zip(h, ops.unstack(kernel), ops.unstack(bias[:, 0]), strict=True)
+            h = [ops.relu(ops.add(ops.matmul(x, w), b)) for x, w, b in of_copies]  # [B, units[i]] each
+        return h[0] if self.copies is None else ops.stack(h, axis=1)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """`[B, D]` to `[B, units[-1]]` or `[B, C, units[-1]]`."""

@@ -115,14 +115,6 @@ def test_copies_are_networks_of_their_own(num_layers, units):
         np.testing.assert_allclose(out[:, c], copied_into_single(network, c)(X), rtol=1e-4, atol=1e-5)
 
 
-def test_what_reads_the_input_is_one_product():
-    network = GatedCrossNetwork(num_layers=3, units=4, copies=3)
-    graph = tf.function(network).get_concrete_function(tf.TensorSpec((None, 5))).graph
-    kinds = [operation.type for operation in graph.get_operations()]
-    assert kinds.count("MatMul") == 1
-    assert kinds.count("BatchMatMulV2") == 3  # two more crosses and the projection
-
-
 def test_as_many_weights_as_the_released_code():
     network = GatedCrossNetwork()
     network.build((None, 23 * 16))

@@ -166,15 +166,6 @@ def test_copies_are_networks_of_their_own(mode, units):
         np.testing.assert_allclose(out[:, c], copied_into_single(network, c)(X), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("mode", "batched"), [("parallel", 4), ("serial", 6)])
-def test_what_reads_the_input_is_one_product(mode, batched):
-    network = MaskNet(2, 3, 7, (4, 2), mode, copies=3)
-    graph = tf.function(network).get_concrete_function(tf.TensorSpec((None, 5))).graph
-    kinds = [operation.type for operation in graph.get_operations()]
-    assert kinds.count("MatMul") == 1
-    assert kinds.count("BatchMatMulV2") == batched  # two for each level of blocks, two in the MLP
-
-
 @pytest.mark.parametrize("embedding_dim", [16, 64])
 def test_as_many_weights_as_the_released_code(embedding_dim):
     network, d = MaskNet(), 23 * embedding_dim
