@@ -5,7 +5,7 @@
     dropped_rows      rows that conversion left out for that reason
     no_positives      a task with one class only in a split: nothing to learn or to measure
     few_positives     a task with so few positives in a split that its metrics are mostly chance
-    empty_split       no validation or no test rows
+    empty_split       no training, no validation or no test rows
     constant          a feature with one value in the training split
     drift             a feature distributed otherwise in valid or test than in train
     label_drift       a task's rate otherwise in valid or test than in train
@@ -50,7 +50,8 @@ def check(dataset: Dataset) -> Report:
 
     A leak is sought by target encoding: each feature alone, as the training split's rate of its value (of its fine
     quantile bin, of the mean of its list's values, of the list's length), scores the rows of valid and test together,
-    each task on its own population. Those rows had no part in the rates, so an id seen once tells nothing.
+    each task on its own population. Those rows had no part in the rates, so an id seen once tells nothing. Where train
+    has no rows (a log converted like another dataset), leaks, drift and constant features are not looked for.
 
     Args:
         dataset: A converted dataset.
@@ -102,14 +103,17 @@ def _feature_report(counts: Counts, feature: Categorical | Numeric) -> FeatureRe
     auc = {
         target.name: max(counts.held_out_auc(index, target) for index, _ in own)
         for target in counts.schema.targets
-        if sum(counts.population(split, target)[1] for split in counts.held_out) >= FEWEST_SCORED_POSITIVES
+        if "train" in counts.splits
+        and sum(counts.population(split, target)[1] for split in counts.held_out) >= FEWEST_SCORED_POSITIVES
     }
     return FeatureReport(
         type=feature.type,
         out_of_vocabulary=_share(every_row, views, {"id": OUT_OF_VOCABULARY, "list": OUT_OF_VOCABULARY}),
         missing=_missing_share(feature, every_row, views),
         drift={
-            split: max(map(_stability_index, every_row["train"], every_row[split], views)) for split in counts.held_out
+            split: max(map(_stability_index, every_row["train"], every_row[split], views))
+            for split in counts.held_out
+            if "train" in counts.splits
         },
         auc=auc,
     )
@@ -242,7 +246,11 @@ def _positives(report: Report, targets: tuple[Target, ...]) -> Iterator[Finding]
 
 
 def _empty_splits(report: Report) -> Iterator[Finding]:
-    uses = {"valid": "training cannot select or stop early", "test": "no model can be judged on unseen rows"}
+    uses = {
+        "train": "nothing can be learned from it, nor leaks and drift be looked for",
+        "valid": "training cannot select or stop early",
+        "test": "no model can be judged on unseen rows",
+    }
     for split, rows in report.rows.items():
         if rows == 0:
             advice = "give it rows in the schema's `split` and convert again"
@@ -250,6 +258,8 @@ def _empty_splits(report: Report) -> Iterator[Finding]:
 
 
 def _constants(counts: Counts) -> Iterator[Finding]:
+    if "train" not in counts.splits:
+        return
     several = {
         signal.feature
         for index, signal in enumerate(counts.signals)
@@ -279,6 +289,8 @@ def _drifts(report: Report) -> Iterator[Finding]:
 
 def _label_drifts(report: Report) -> Iterator[Finding]:
     for task, by_split in report.tasks.items():
+        if "train" not in by_split:
+            continue
         train = by_split["train"]
         for split, count in by_split.items():
             if split == "train" or not train.positives or not count.positives:
@@ -302,11 +314,12 @@ def _gaps(report: Report) -> Iterator[Finding]:
     for name, feature in report.features.items():
         for split, share in feature.out_of_vocabulary.items():
             if split != "train" and share >= OOV_NOTE:
+                in_train = feature.out_of_vocabulary.get("train")
+                beside = "" if in_train is None else f" (train: {in_train:.1%})"
                 yield Finding(
                     "out_of_vocabulary",
                     "warning" if share >= OOV_WARNING else "note",
-                    f"{share:.1%} of the values of {name} in {split} are out of vocabulary "
-                    f"(train: {feature.out_of_vocabulary['train']:.1%})",
+                    f"{share:.1%} of the values of {name} in {split} are out of vocabulary{beside}",
                     "lower `min_count`, raise `max_size` or use `hash_buckets`; an id that is ever new teaches little",
                     feature=name,
                     split=split,

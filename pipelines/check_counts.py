@@ -61,11 +61,14 @@ class Counts:
     """Counts of all signals over the splits of a dataset: two readings of train, one of each other split.
 
     The rates of train's cells score the held-out rows (valid and test together), so that an id seen once tells nothing.
+    A train without rows (a log converted like another dataset) has counts of 0, and no rates that tell anything.
 
     Args:
         dataset: The dataset.
 
     Attributes:
+        splits: The splits that have rows.
+        held_out: Those of them that are not train.
         signals: All views of all features.
         rows: By split and event, the impressions where the event happens.
         cells: By split and signal, int64 `[events, size]`.
@@ -78,15 +81,15 @@ class Counts:
         self.held_out = [split for split in self.splits if split != "train"]
         self.signals = _signals(dataset.schema, _value_edges(dataset))
         self.events = sorted({e for t in self.schema.targets for e in _events(t)} | {Event()}, key=sorted)
-        self.rows = {split: dict.fromkeys(self.events, 0) for split in self.splits}
+        counted = ["train", *self.held_out]
+        self.rows = {split: dict.fromkeys(self.events, 0) for split in counted}
         self.orphans = {split: {label.name: 0 for label in self.schema.labels if label.parent} for split in self.splits}
         self.cells = {
-            split: [np.zeros((len(self.events), signal.size), np.int64) for signal in self.signals]
-            for split in self.splits
+            split: [np.zeros((len(self.events), signal.size), np.int64) for signal in self.signals] for split in counted
         }
         self._list_scores: dict[tuple[int, str], np.ndarray] = {}
         # Train first: its rates score the lists of the others.
-        for split in ["train", *self.held_out]:
+        for split in [split for split in counted if split in self.splits]:
             for features, labels in _batches(dataset, split):
                 self._add(split, features, labels)
 
@@ -174,6 +177,8 @@ def _value_edges(dataset: Dataset) -> list[np.ndarray]:
     """Edges of fine quantile bins of train, for each column of the packed numbers."""
     if not dataset.schema.packed_numeric:
         return []
+    if dataset.rows("train") == 0:
+        return [np.zeros(0, np.float32) for _ in dataset.schema.packed_numeric]
     kept: list[np.ndarray] = []
     stride, read = 1, 0
     for features, _ in _batches(dataset, "train"):

@@ -1,5 +1,7 @@
 """Raw logs → dataset directory, in two passes: fit on the training split, then encode and write.
 
+A conversion like another dataset fits nothing: it counts, and encodes with what that one has fitted.
+
 All work goes into `<OUT>.partial`; the finished directory takes the place of OUT by rename, so an interruption leaves
 the old output whole. The same call again goes on behind the last closed shard.
 """
@@ -15,29 +17,25 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from pipelines.encode import Encoder
 from pipelines.errors import DataError
-from pipelines.manifest import MANIFEST, Manifest, Shard
-from pipelines.raw import RawBatch, read_raw
+from pipelines.fit import Progress, fit, take_over, usable
+from pipelines.like import Like, load_like, refuse_overlap
+from pipelines.manifest import MANIFEST, SCHEMA, VOCABULARIES, Manifest, Shard
+from pipelines.raw import read_raw
 from pipelines.records import BLOCK_ROWS, Layout
-from pipelines.replace import put_back, replace_directory
+from pipelines.replace import put_back, replace_directory, set_aside
 from pipelines.schema import Schema
 from pipelines.schema_file import load_schema, save_schema
-from pipelines.split import SPLITS, TRAIN, assign_split
-from pipelines.validate import valid_rows
-from pipelines.vocabulary import Vocabulary, VocabularyFitter, load_vocabularies, save_vocabularies
+from pipelines.split import SPLITS
+from pipelines.vocabulary import Vocabulary, load_vocabularies, save_vocabularies
 from pipelines.write import SplitWriter
 
-SCHEMA = "schema.yaml"
-VOCABULARIES = "vocabularies"
 _PROGRESS = "progress.json"
 _CHUNK_ROWS = 64 * BLOCK_ROWS
-
-Progress = Callable[[str, int, int | None], None]
 
 
 class _State(BaseModel):
@@ -51,49 +49,74 @@ class _State(BaseModel):
 
 def convert(
     files: Sequence[str | Path],
-    schema: Schema,
-    out: str | Path,
+    schema: Schema | None = None,
+    out: str | Path | None = None,
     layout: Layout = "blocks",
     shards: int = 8,
     progress: Progress | None = None,
+    like: str | Path | None = None,
 ) -> Path:
     """Converts raw logs into a dataset directory.
 
     Args:
         files: Raw CSV or Parquet files, in order.
-        schema: What an impression is; an earlier `fitted` section is ignored.
-        out: The dataset directory. An older dataset there is replaced when the new one is complete.
+        schema: What an impression is; an earlier `fitted` section is ignored. Only with `like` it may be left out.
+        out: The dataset directory; must be given. An older dataset there is replaced when the new one is complete.
         layout: `"blocks"` (default; an Example per 1,024 impressions) or `"rows"` (an Example per impression).
         shards: Wanted number of shards per split.
-        progress: Called with the name of the pass (`"fit"`, `"write"`), rows done, and rows in all once known.
+        progress: Called with the name of the pass (`"fit"`, with `like` `"count"`; then `"write"`), rows done, and rows
+            in all once known.
+        like: A dataset whose vocabularies, means, deviations and bucket edges are used instead of fitting new ones:
+            what was trained on it can be evaluated, scored and trained further on the new one, which needs no training
+            rows. A value that it does not know is out of vocabulary. Labels, keys and split come from `schema` if that
+            is given too (its features must be the dataset's), else from this dataset.
 
     Returns:
         The dataset directory.
 
     Raises:
-        DataError: Bad input (file, row, column named), no training rows, or `out` is in use or is no dataset.
+        DataError: Bad input (file, row, column named), no training rows without `like`, a schema whose features are not
+            those of `like`, or `out` is in use, is no dataset, or is `like` or inside it.
 
     Example:
         >>> convert(["log.parquet"], load_schema("schema.yaml"), "data/log")
         PosixPath('data/log')
+        >>> convert(["next_week.parquet"], out="data/next_week", like="data/log")
+        PosixPath('data/next_week')
     """
+    if out is None:
+        raise DataError("`out`, the dataset directory to write, must be given")
     out = Path(out)
+    work = out.with_name(out.name + ".partial")
     paths = [Path(file) for file in files]
     _check_arguments(paths, out, layout, shards)
-    fittable = schema.model_copy(update={"fitted": None})
-    work = out.with_name(out.name + ".partial")
+    if like is not None:
+        refuse_overlap(Path(like), (out, work, set_aside(out)))
+    fittable, source = _declared(schema, like)
     with _locked(work, out):
-        state = _state_of(work, _fingerprint(paths, fittable, layout, shards))
+        state = _state_of(work, _fingerprint(paths, fittable, source, layout, shards))
         report = progress or (lambda phase, done, total: None)
         if not state.rows:
-            state = _fit(paths, fittable, work, state, report)
-        schema = load_schema(work / SCHEMA)
-        vocabularies = load_vocabularies(_fitted_tables(schema), work / VOCABULARIES)
-        state = _write(paths, schema, vocabularies, work, layout, shards, state, report)
-        if _fingerprint(paths, fittable, layout, shards) != state.inputs:
+            state = _first_pass(paths, fittable, source, work, state, report)
+        fitted = load_schema(work / SCHEMA)
+        vocabularies = load_vocabularies(_fitted_tables(fitted), work / VOCABULARIES)
+        state = _write(paths, fitted, vocabularies, work, layout, shards, state, report)
+        if _fingerprint(paths, fittable, source, layout, shards) != state.inputs:
             raise DataError(f"{out}: a raw file changed while it was being converted; convert again")
-        _finish(work, out, schema, vocabularies, layout, state, paths)
+        _finish(work, out, fitted, vocabularies, layout, state, paths)
     return out
+
+
+def _declared(schema: Schema | None, like: str | Path | None) -> tuple[Schema, Like | None]:
+    """The schema to convert with, not fitted, and what the dataset to convert like gives."""
+    if like is not None:
+        source = load_like(Path(like), schema)
+        return source.schema.model_copy(update={"fitted": None}), source
+    if schema is not None:
+        return schema.model_copy(update={"fitted": None}), None
+    raise DataError(
+        "nothing says what an impression is: give a schema (--schema), a dataset to convert like (--like), or both"
+    )
 
 
 def _check_arguments(paths: list[Path], out: Path, layout: str, shards: int) -> None:
@@ -129,8 +152,8 @@ def _locked(work: Path, out: Path) -> Iterator[None]:
             lock_path.unlink(missing_ok=True)
 
 
-def _fingerprint(paths: list[Path], schema: Schema, layout: str, shards: int) -> str:
-    parts = [schema.digest(), layout, str(shards)]
+def _fingerprint(paths: list[Path], schema: Schema, like: Like | None, layout: str, shards: int) -> str:
+    parts = [schema.digest(), layout, str(shards), *(like.marks if like is not None else ())]
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path}: there is no such raw file")
@@ -156,35 +179,15 @@ def _save_state(work: Path, state: _State) -> None:
     os.replace(temporary, work / _PROGRESS)
 
 
-def _fit(paths: list[Path], schema: Schema, work: Path, state: _State, report: Progress) -> _State:
-    fitter = VocabularyFitter(schema)
-    counts = np.zeros(len(SPLITS), np.int64)
-    done = dropped = 0
-    for raw in read_raw(paths, schema):
-        batch, splits, lost = _usable(raw, schema)
-        dropped += lost
-        counts += np.bincount(splits, minlength=len(SPLITS))
-        fitter.add(batch.filter(pa.array(splits == TRAIN)))
-        done += raw.batch.num_rows
-        report("fit", done, None)
-    if counts[TRAIN] == 0:
-        raise DataError(f"the split leaves no training rows ({dict(zip(SPLITS, counts.tolist(), strict=True))})")
-    vocabularies, fitted = fitter.finish()
-    save_vocabularies(vocabularies, work / VOCABULARIES)
-    save_schema(schema.model_copy(update={"fitted": fitted}), work / SCHEMA)
-    rows = dict(zip(SPLITS, counts.tolist(), strict=True))
-    state = state.model_copy(update={"rows": rows, "dropped_rows": dropped})
+def _first_pass(
+    paths: list[Path], schema: Schema, like: Like | None, work: Path, state: _State, report: Progress
+) -> _State:
+    found = fit(paths, schema, report) if like is None else take_over(paths, like, report)
+    save_vocabularies(found.vocabularies, work / VOCABULARIES)
+    save_schema(found.schema, work / SCHEMA)
+    state = state.model_copy(update={"rows": found.rows, "dropped_rows": found.dropped_rows})
     _save_state(work, state)
     return state
-
-
-def _usable(raw: RawBatch, schema: Schema) -> tuple[pa.RecordBatch, np.ndarray, int]:
-    """The rows of a raw batch that the schema keeps, their splits, and how many were dropped."""
-    splits = assign_split(raw, schema)
-    keep = valid_rows(raw, schema)
-    if keep is None:
-        return raw.batch, splits, 0
-    return raw.batch.filter(pa.array(keep)), splits[keep], int((~keep).sum())
 
 
 def _write(
@@ -215,7 +218,7 @@ def _write(
     waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
     try:
         for raw in read_raw(paths, schema):
-            batch, splits, _ = _usable(raw, schema)
+            batch, splits, _ = usable(raw, schema)
             for index in range(len(SPLITS)):
                 rows = batch.filter(pa.array(splits == index))
                 skipped = min(to_skip[index], rows.num_rows)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipelines.convert import SCHEMA, VOCABULARIES
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, file_sha256, load_manifest
+from pipelines.manifest import SCHEMA, VOCABULARIES, Manifest, file_sha256, load_manifest
 from pipelines.read import ReadOptions, read_split
 from pipelines.schema import Schema
 from pipelines.schema_file import load_schema
@@ -61,7 +60,7 @@ class Dataset:
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The vocabulary of each fitted table, by table name."""
         names = {f.table_name for f in self.schema.categoricals if f.hash_buckets is None}
-        return load_vocabularies(names, self.folder / VOCABULARIES)
+        return load_vocabularies(names, self.folder / VOCABULARIES, self._digests)
 
     def select(self, features: Sequence[str] | None = None, without: Sequence[str] = ()) -> Dataset:
         """The same impressions with some of their features; the others are not parsed.
@@ -146,15 +145,15 @@ class Dataset:
         return read_split(self.folder, self.schema, self.manifest, split, options)
 
     def verify(self, splits: tuple[str, ...] | None = None) -> None:
-        """Reads every shard and compares its checksum with the manifest's.
+        """Reads every shard and compares its checksum with the manifest's; vocabularies with the schema's digests.
 
         TensorFlow says of a damaged shard no more than "corrupted record at 1028": this names it.
 
         Args:
-            splits: Which splits; `None`: all.
+            splits: The shards of which splits; `None`: all shards, and the vocabularies whose digests are known.
 
         Raises:
-            DataError: A shard is missing or its content is not what was written; the message names it.
+            DataError: A shard or a vocabulary is missing or its content is not what was written; the message names it.
         """
         for split in splits or tuple(self.manifest.splits):
             for shard in self.manifest.splits[self._known(split)]:
@@ -169,6 +168,8 @@ class Dataset:
                     raise DataError(
                         f"{path}: its content differs from what was written (checksum); restore it or convert again"
                     )
+        if splits is None and self._digests:
+            load_vocabularies(self._digests, self.folder / VOCABULARIES, self._digests)
 
     @contextmanager
     def damaged_shards_named(self, *splits: str) -> Iterator[None]:
@@ -192,6 +193,11 @@ class Dataset:
         except (tf.errors.DataLossError, tf.errors.NotFoundError):
             self.verify(splits or None)
             raise
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        """The known digests of the vocabularies, by table name."""
+        return self.schema.fitted.vocabularies if self.schema.fitted is not None else {}
 
     def _known(self, split: str) -> str:
         if split not in self.manifest.splits:

@@ -12,6 +12,8 @@ from pipelines.errors import DataError
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+SCHEMA = "schema.yaml"
+VOCABULARIES = "vocabularies"
 
 
 class Shard(BaseModel):

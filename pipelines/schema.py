@@ -90,10 +90,18 @@ class FittedNumeric(Declaration):
 
 
 class Fitted(Declaration):
-    """What conversion has learned from the training split: rows of each table, and numeric statistics."""
+    """What conversion has learned from the training split.
+
+    Attributes:
+        tables: Rows of each embedding table, by table name.
+        numeric: Statistics of each numeric feature, by its name.
+        vocabularies: Digest of each vocabulary (`Vocabulary.digest`), by table name. Hash buckets have none, and none
+            is known of a dataset that was converted before there were digests.
+    """
 
     tables: dict[str, int]
     numeric: dict[str, FittedNumeric] = {}
+    vocabularies: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -253,6 +261,7 @@ def _fitted_of(features: Sequence[Categorical | Numeric], fitted: Fitted) -> Fit
     return Fitted(
         tables={table: rows for table, rows in fitted.tables.items() if table in tables},
         numeric={name: numbers for name, numbers in fitted.numeric.items() if name in names},
+        vocabularies={table: digest for table, digest in fitted.vocabularies.items() if table in tables},
     )
 
 

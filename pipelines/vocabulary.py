@@ -7,8 +7,9 @@ vocabulary records as `exact = False`.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,27 @@ class Vocabulary:
     def size(self) -> int:
         """Rows of the embedding table: the vocabulary plus out-of-vocabulary and missing."""
         return FIRST_ID + len(self.values)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the values in the order of their ids, with their type, as 16 hexadecimal digits; not the counts.
+
+        What is hashed: type and number of values, then int64 values as they are, or the lengths (int64) of all strings
+        before their UTF-8 bytes. No two vocabularies share it, however Arrow holds them.
+        """
+        hashed = hashlib.sha256(f"{self.values.type} {len(self.values)}\n".encode())
+        for part in _content(self.values):
+            hashed.update(part)
+        return hashed.hexdigest()[:16]
+
+
+def _content(values: pa.Array) -> list[memoryview]:
+    """The bytes of all values, free of offsets into larger buffers; of strings first their lengths."""
+    if pa.types.is_integer(values.type):
+        return [values.to_numpy().astype("<i8", copy=False).data]
+    lengths = pc.binary_length(values).to_numpy().astype("<i8")
+    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(values)], values), "")
+    return [lengths.data, memoryview(joined[0].as_buffer())]
 
 
 class FrequencyCounter:
@@ -221,7 +243,8 @@ class VocabularyFitter:
         for numeric in self._schema.numerics:
             if numeric.buckets is not None:
                 tables[numeric.name] = FIRST_ID + len(statistics[numeric.name].edges) + 1
-        return vocabularies, Fitted(tables=tables, numeric=statistics)
+        digests = {name: vocabulary.digest for name, vocabulary in vocabularies.items()}
+        return vocabularies, Fitted(tables=tables, numeric=statistics, vocabularies=digests)
 
 
 def present_values(feature: Categorical, column: pa.Array) -> pa.Array:
@@ -307,19 +330,34 @@ def save_vocabularies(vocabularies: dict[str, Vocabulary], folder: Path) -> None
     (folder / "inexact.json").write_text(json.dumps(inexact), encoding="utf-8")
 
 
-def load_vocabularies(names: Iterable[str], folder: Path) -> dict[str, Vocabulary]:
+def load_vocabularies(
+    names: Iterable[str], folder: Path, digests: Mapping[str, str] | None = None
+) -> dict[str, Vocabulary]:
     """Reads vocabularies written by `save_vocabularies`.
 
+    Args:
+        names: Names of their tables.
+        folder: Where they stand.
+        digests: By table name, the digests that are known (`Schema.fitted.vocabularies`).
+
     Raises:
-        DataError: A file is missing or damaged.
+        DataError: A file is missing, damaged, or does not have its digest; the message names it.
     """
     loaded = {}
+    path = folder / "inexact.json"
     try:
-        inexact = set(json.loads((folder / "inexact.json").read_text(encoding="utf-8")))
+        inexact = set(json.loads(path.read_text(encoding="utf-8")))
         for name in names:
-            table = pa.parquet.read_table(folder / f"{name}.parquet").combine_chunks()
+            path = folder / f"{name}.parquet"
+            table = pa.parquet.read_table(path).combine_chunks()
             values = table["value"].combine_chunks()
             loaded[name] = Vocabulary(values, table["count"].to_numpy(), name not in inexact)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise DataError(f"{folder}: the vocabularies are missing or damaged ({error}); convert the log again") from None
+        raise DataError(f"{path}: the vocabularies are missing or damaged ({error}); convert the log again") from None
+    for name, digest in (digests or {}).items():
+        if name in loaded and loaded[name].digest != digest:
+            raise DataError(
+                f"{folder / name}.parquet: its values differ from what was written (digest); "
+                f"restore it or convert the log again"
+            )
     return loaded

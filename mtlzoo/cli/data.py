@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="Raw logs, synthetic impressions, datasets.")
 
-_PHASES = {"fit": "fitting vocabularies", "write": "writing shards"}
+_PHASES = {"fit": "fitting vocabularies", "count": "counting rows", "write": "writing shards"}
 
 LayoutOption = Annotated[str, typer.Option(help="blocks (fast) or rows (one Example per impression).")]
 ShardsOption = Annotated[int, typer.Option(min=1, help="Shards per split.")]
@@ -39,24 +39,32 @@ def convert(
     raw: Annotated[
         list[Path], typer.Argument(metavar="RAW...", help="CSV (.csv, .csv.gz, .csv.zst) or Parquet files.")
     ],
-    schema: Annotated[Path, typer.Option(help="schema.yaml")],
     out_folder: OutOption,
+    schema: Annotated[Path | None, typer.Option(help="schema.yaml; with --like it may be left out.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Dataset whose vocabularies and statistics are used: its models then fit."),
+    ] = None,
     layout: LayoutOption = "blocks",
     shards: ShardsOption = 8,
 ) -> None:
-    """Converts raw logs into a dataset directory; an interrupted conversion goes on when called again."""
+    """Converts raw logs into a dataset directory; an interrupted conversion goes on when called again.
+
+    With --like DIR nothing is fitted: new logs get the ids, means and bucket edges of DIR, so that what was trained on
+    DIR can be evaluated and scored on them. With --schema too, labels, keys and split come from the schema.
+    """
     from mtlzoo.cli.console import err, out, phase_progress
     from mtlzoo.cli.tables import split_table
     from pipelines import convert as convert_files
     from pipelines import load_schema, open_dataset
     from pipelines.raw import unused_columns
 
-    loaded = load_schema(schema)
+    declared = load_schema(schema) if schema is not None else None
     with phase_progress(_PHASES) as progress:
-        convert_files(raw, loaded, out_folder, layout=layout, shards=shards, progress=progress)  # type: ignore[arg-type]
-    for file, columns in unused_columns(raw, loaded).items():
-        err.print(f"note: {file}: columns that the schema does not name: {', '.join(columns)}", highlight=False)
+        convert_files(raw, declared, out_folder, layout, shards, progress, like)  # type: ignore[arg-type]
     dataset = open_dataset(out_folder)
+    for file, columns in unused_columns(raw, dataset.schema).items():
+        err.print(f"note: {file}: columns that the schema does not name: {', '.join(columns)}", highlight=False)
     out.print(split_table(dataset))
     if dataset.manifest.dropped_rows:
         err.print(f"note: {dataset.manifest.dropped_rows:,} rows with a child but not its parent were dropped")
@@ -82,7 +90,7 @@ def prepare(
 
 @app.command()
 def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset directory.")]) -> None:
-    """Shows splits, features and tables of a dataset, after comparing all shards with their checksums."""
+    """Shows splits, features and tables of a dataset, after comparing shards and vocabularies with their checksums."""
     from mtlzoo.cli.console import err, out
     from mtlzoo.cli.tables import feature_table, split_table
     from pipelines import open_dataset

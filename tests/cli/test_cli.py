@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mtlzoo.cli.settings import parse_settings, parse_value
 
@@ -62,6 +63,36 @@ def test_inspect_and_check(work):
     assert "train" in mtlzoo("data", "inspect", work / "data").stdout
     report = json.loads(mtlzoo("data", "check", work / "data", "--json").stdout)
     assert all(finding["severity"] != "error" for finding in report["findings"])
+
+
+def test_new_logs_converted_like_a_dataset_are_evaluated(work, tmp_path):
+    log, like = work / "raw/impressions.parquet", ["--like", work / "data"]
+    shown = mtlzoo("data", "convert", log, *like, "--out", tmp_path / "again")
+    assert "columns that the schema does not name" not in shown.stderr
+    assert "test" in mtlzoo("data", "inspect", tmp_path / "again").stdout
+    found, wanted = (
+        json.loads(mtlzoo("evaluate", work / "run", "--data", data, "--json").stdout)
+        for data in (tmp_path / "again", work / "data")
+    )
+    assert found["tasks"] == wanted["tasks"]
+    plain = yaml.safe_load((work / "raw/schema.yaml").read_text())
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(plain | {"split": {"by": "files", "train": "-", "test": "*"}}))
+    mtlzoo("data", "convert", log, *like, "--schema", tmp_path / "schema.yaml", "--out", tmp_path / "all")
+    evaluation = json.loads(mtlzoo("evaluate", work / "run", "--data", tmp_path / "all", "--json").stdout)
+    assert evaluation["rows"] == 30_000
+    report = json.loads(mtlzoo("data", "check", tmp_path / "all", "--json").stdout)
+    empty = {finding["split"] for finding in report["findings"] if finding["kind"] == "empty_split"}
+    assert empty == {"train", "valid"}
+
+
+def test_what_cannot_be_converted_is_one_message(work, tmp_path):
+    log = work / "raw/impressions.parquet"
+    assert "give a schema (--schema), a dataset to convert like (--like), or both" in refused(
+        "data", "convert", log, "--out", tmp_path / "out"
+    )
+    assert "which must stay as it is; choose another directory" in refused(
+        "data", "convert", log, "--like", work / "data", "--out", work / "data/new"
+    )
 
 
 def test_train_keeps_the_settings(work):

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from pipelines import Categorical, DataError, Dataset
-from pipelines.schema import Fitted
 
 SPLIT = "test"
 
@@ -61,7 +60,7 @@ def test_the_rest_is_not_parsed(dataset):
     haunted = schema.model_copy(
         update={
             "features": (*schema.features, ghost),
-            "fitted": Fitted(tables={**fitted.tables, "ghost": 9}, numeric=fitted.numeric),
+            "fitted": fitted.model_copy(update={"tables": {**fitted.tables, "ghost": 9}}),
         }
     )
     with_ghost = Dataset(dataset.folder, haunted, dataset.manifest)
@@ -76,6 +75,7 @@ def test_the_order_is_the_schemas_and_both_arguments_go_together(dataset):
     part = dataset.select(["price", "item", "city"], without=["price"])
     assert [feature.name for feature in part.schema.features] == ["item", "city"]
     assert set(part.schema.fitted.tables) == {"item", "city"}
+    assert set(part.schema.fitted.vocabularies) == {"item", "city"}
     assert part.schema.fitted.numeric == {}
     assert part.rows(SPLIT) == dataset.rows(SPLIT)
     assert part.select(["city"]).schema == dataset.select(["city"]).schema

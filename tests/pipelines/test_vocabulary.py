@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections import Counter
 
 import numpy as np
@@ -95,8 +97,48 @@ def test_a_broken_vocabulary_file_is_an_error_with_its_place(fault, tmp_path):
     save_vocabularies({"a": Vocabulary(pa.array(["x"]), np.array([1]))}, tmp_path)
     file = tmp_path / "a.parquet"
     file.unlink() if fault == "missing" else file.write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=str(tmp_path)):
+    with pytest.raises(DataError, match=str(file)):
         load_vocabularies(["a"], tmp_path)
+
+
+def digest(values, type_=None) -> str:
+    return Vocabulary(pa.array(values, type_), np.ones(len(values), np.int64)).digest
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(words), before=st.lists(words, max_size=3), cut=st.integers(0, 9))
+def test_the_digest_of_text_is_that_of_its_lengths_and_bytes(values, before, cut):
+    encoded = [value.encode() for value in values]
+    content = b"".join([struct.pack("<q", len(value)) for value in encoded] + encoded)
+    wanted = hashlib.sha256(f"string {len(values)}\n".encode() + content).hexdigest()[:16]
+    assert digest(values, pa.string()) == wanted
+    within = pa.array(before + values + before, pa.string()).slice(len(before), len(values))
+    assert Vocabulary(within, np.zeros(len(values), np.int64)).digest == wanted
+    chunked = pa.chunked_array([values[:cut], [], values[cut:]], pa.string()).combine_chunks()
+    assert Vocabulary(chunked, np.zeros(len(values), np.int64)).digest == wanted
+
+
+def test_the_digest_of_integers_is_that_of_their_bytes():
+    wanted = hashlib.sha256(b"int64 3\n" + struct.pack("<3q", 7, -1, 2**40)).hexdigest()[:16]
+    assert digest([7, -1, 2**40]) == wanted
+    within = pa.array([0, 7, -1, 2**40, 5]).slice(1, 3)
+    assert Vocabulary(within, np.array([3, 2, 1])).digest == wanted
+
+
+def test_no_two_vocabularies_share_a_digest():
+    texts = [["a", "b"], ["b", "a"], ["ab", ""], ["", "ab"], ["ab"], ["a", "b", ""], [""], []]
+    digests = [digest(values, pa.string()) for values in texts]
+    digests += [digest(values, pa.int64()) for values in ([], [0], [1, 2], [2, 1])]
+    digests += [digest(["1", "2"])]
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_vocabulary_of_other_values_is_named_where_its_digest_is_known(tmp_path):
+    old, other = (Vocabulary(pa.array(values), np.array([2, 1])) for values in (["x", "y"], ["x", "z"]))
+    save_vocabularies({"a": other, "b": other}, tmp_path)
+    assert set(load_vocabularies(["a", "b"], tmp_path, {"b": other.digest, "c": "0"})) == {"a", "b"}
+    with pytest.raises(DataError, match=rf"{tmp_path / 'b.parquet'}: its values differ from what was written"):
+        load_vocabularies(["a", "b"], tmp_path, {"b": old.digest})
 
 
 def bucket_shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
