@@ -55,8 +55,9 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An argument of the model, or learning_rate, patience, monitor (loss or auc), preset, alternate, "
-            "features and without (what the model sees), loss_weights.TASK, lottery.SETTING.",
+            help="An argument of the model, or learning_rate, optimizer (lazy_adam, adam or row_sparse_adagrad), "
+            "patience, monitor (loss or auc), preset, alternate, features and without (what the model sees), "
+            "loss_weights.TASK, lottery.SETTING.",
         ),
     ] = None,
     profile: Annotated[

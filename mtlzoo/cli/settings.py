@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-TRAINING_SETTINGS = ("learning_rate", "patience", "monitor", "alternate", "preset", "features", "without")
+TRAINING_SETTINGS = ("learning_rate", "optimizer", "patience", "monitor", "alternate", "preset", "features", "without")
 DOTTED_SETTINGS = ("loss_weights", "lottery")
 
 

@@ -60,10 +60,13 @@ class RunConfig(BaseModel):
         epochs: Most epochs to train.
         batch_size: Impressions per step.
         seed: Seed of initial weights, order of impressions and dropout.
-        learning_rate: Of LazyAdam.
+        optimizer: `"lazy_adam"` and `"row_sparse_adagrad"` (`mtlzoo.optimizers`) move only those rows of embedding
+            tables that a batch names; `"adam"` is Keras's, which moves all rows at every step and costs as much.
+        learning_rate: Of the optimizer.
         loss_weights: By trained task; 1 where not given.
         alternate: Whether each batch trains the tasks one after the other, in a step each, instead of all in one; a
-            weight whose gradient is 0 in a step then stays where it is (`LazyAdam(skip_zeros=True)`).
+            weight whose gradient is 0 in a step then stays where it is (`LazyAdam(skip_zeros=True)`, so it needs
+            `lazy_adam`).
         lottery: How `ncs4cvr` with `mask=lottery` finds its tickets.
         monitor: What selects the best epoch on the validation split: `"loss"` (lower is better), or `"auc"`, the mean
             over all tasks (higher is better; noisy where a task has few positives).
@@ -81,6 +84,7 @@ class RunConfig(BaseModel):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4096, ge=1)
     seed: int = Field(default=1, ge=0)
+    optimizer: Literal["lazy_adam", "adam", "row_sparse_adagrad"] = "lazy_adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     loss_weights: dict[str, float] | None = None
     alternate: bool = False
@@ -101,6 +105,12 @@ class RunConfig(BaseModel):
         preset = preset_of(given.get("model", ""), given["preset"])
         arguments = {**preset.arguments, **given.get("arguments", {})}
         return {**preset.training, **given, "arguments": arguments}
+
+    @model_validator(mode="after")
+    def _alternation_skips_zeros(self) -> RunConfig:
+        if self.alternate and self.optimizer != "lazy_adam":
+            raise ValueError(f"alternate needs optimizer lazy_adam, is {self.optimizer}")
+        return self
 
 
 class Run:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from mtlzoo import models
 from mtlzoo.callbacks import MaskDensity, Throughput
 from mtlzoo.models import NCS4CVR, MultiTaskModel
-from mtlzoo.optimizers import LazyAdam
+from mtlzoo.optimizers import LazyAdam, RowSparseAdagrad
 from mtlzoo.training.evaluate import evaluate
 from mtlzoo.training.lottery import find_tickets
 from mtlzoo.training.run import (
@@ -42,6 +42,7 @@ from mtlzoo.training.seeds import epoch_seed, seed_dropout
 from pipelines import DataError, Dataset, alternate_tasks, save_schema
 from pipelines.replace import put_back, replace_directory
 
+_OPTIMIZERS = {"adam": keras.optimizers.Adam, "lazy_adam": LazyAdam, "row_sparse_adagrad": RowSparseAdagrad}
 _STATE = "state.json"
 _CHECKPOINTS = "checkpoints"
 _TICKETS = "tickets"
@@ -138,7 +139,8 @@ def train(
 def compile_as_configured(model: MultiTaskModel, config: RunConfig) -> None:
     """Compiles a model with the optimizer and the loss weights of a configuration."""
     # What a task alone does not use must not coast on in another task's step.
-    optimizer = LazyAdam(config.learning_rate, skip_zeros=config.alternate)
+    own = {"skip_zeros": True} if config.alternate else {}
+    optimizer = _OPTIMIZERS[config.optimizer](config.learning_rate, **own)
     model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
 
 

@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import pytest
 
+from mtlzoo.models import create
+from mtlzoo.optimizers import LazyAdam, RowSparseAdagrad
 from mtlzoo.training import RunConfig, evaluate, open_run, train
-from mtlzoo.training.train import _State, monitored
+from mtlzoo.training.train import _State, compile_as_configured, monitored
 from pipelines import DataError, convert, load_schema, open_dataset
 
 SMALL = {"bottom_units": [16], "tower_units": [8], "embedding_dim": 4}
@@ -103,6 +105,23 @@ def test_the_best_epoch_can_be_selected_by_auc():
     logs = {"val_loss": 0.3, "val_click_auc": 0.8, "val_conversion_auc": float("nan"), "val_ctcvr_auc": 0.6}
     assert monitored(logs, "auc") == pytest.approx(0.7)
     assert monitored(logs, "loss") == 0.3
+
+
+@pytest.mark.parametrize("name", ["adam", "lazy_adam", "row_sparse_adagrad"])
+def test_the_optimizer_is_the_one_that_is_named(name, dataset):
+    model = create("shared_bottom", dataset.schema, **SMALL)
+    compile_as_configured(model, config(dataset, optimizer=name, learning_rate=0.01))
+    kind = {"adam": keras.optimizers.Adam, "lazy_adam": LazyAdam, "row_sparse_adagrad": RowSparseAdagrad}[name]
+    assert type(model.optimizer) is kind
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+
+
+def test_alternating_tasks_need_the_optimizer_that_skips_zeros(dataset):
+    with pytest.raises(ValueError, match="alternate needs optimizer lazy_adam, is adam"):
+        config(dataset, alternate=True, optimizer="adam")
+    model = create("shared_bottom", dataset.schema, **SMALL)
+    compile_as_configured(model, config(dataset, alternate=True))
+    assert model.optimizer.skip_zeros
 
 
 def test_the_same_seed_gives_the_same_result(run, dataset, tmp_path):
