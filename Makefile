@@ -1,10 +1,11 @@
-# make demo: the whole job on synthetic impressions; make test: the whole suite. Both install what they need.
+# make demo: the whole job on synthetic impressions; make test: the whole suite; make smoke: tiny runs of every
+# benchmark of speed. All install what they need.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test smoke lint format clean
 
 demo: $(STAMP)
 	$(BIN)/mtlzoo demo
@@ -16,6 +17,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+smoke: $(STAMP)
+	$(BIN)/python benchmarks/smoke.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

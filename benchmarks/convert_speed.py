@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        _convert_once(arguments.one)
+        print(convert_seconds(arguments.one), peak_megabytes())
         return
     console = Console()
     results = Table("rows", "rows/s", "wanted", "peak MB", "wanted", title="Parquet to blocks")
@@ -58,11 +58,12 @@ def _in_own_process(log: Path) -> tuple[float, float]:
     return float(seconds), float(megabytes)
 
 
-def _convert_once(log: Path) -> None:
+def convert_seconds(log: Path) -> float:
+    """Wall time of converting a log once; the dataset is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         pipelines.convert([log], int_schema(), Path(folder) / "out")
-        print(time.perf_counter() - start, peak_megabytes())
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -35,24 +35,25 @@ def main() -> None:
         datasets = {}
         for layout, rows in (("blocks", arguments.rows), ("rows", arguments.rows // ROWS_LAYOUT_SHARE)):
             with console.status(f"writing {rows:,} impressions as {layout}"):
-                datasets[layout] = _dataset(Path(folder), layout, rows)
+                datasets[layout] = dataset_of(Path(folder), layout, rows)
         for (layout, shuffle), target in TARGETS.items():
             dataset = datasets[layout]
             batches = dataset.read("train", arguments.batch_size, shuffle=shuffle, seed=1)
             with console.status(f"reading {layout}, shuffle={shuffle}"):
-                seconds = median_seconds(lambda batches=batches: _exhaust(batches), arguments.repeats)
+                seconds = median_seconds(lambda batches=batches: exhaust(batches), arguments.repeats)
             read = dataset.rows("train")
             wanted = "" if target is None else f"{target:,}"
             results.add_row(layout, str(shuffle), f"{read:,}", f"{read / seconds:,.0f}", wanted)
     console.print(results)
 
 
-def _dataset(folder: Path, layout: str, rows: int) -> pipelines.Dataset:
+def dataset_of(folder: Path, layout: str, rows: int) -> pipelines.Dataset:
+    """A dataset of so many impressions, written as `folder / layout`."""
     log = write_int_log(folder / f"{layout}.parquet", rows)
     return pipelines.open_dataset(pipelines.convert([log], int_schema(), folder / layout, layout=layout))
 
 
-def _exhaust(batches) -> None:
+def exhaust(batches) -> None:
     for _ in batches:
         pass
 

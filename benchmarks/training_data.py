@@ -1,15 +1,18 @@
 """Writes the log that training speed is measured on, for the peers as arrays and for this project as TFRecords.
 
     python benchmarks/training_data.py OUT --rows 2000000 [--impressions 430080] [--ids zipf|uniform] [--seed 0]
+        [--fields 23] [--tasks 2]
 
 23 fields of one id each whose tables have `--rows` rows together, in equal parts. Ids follow Zipf's law with exponent 1
 over a field's rows, the frequent ones first, as a vocabulary orders them; `uniform` is the worst case: nearly every
 looked-up row is then another one, and far from the last. Clicks (about 3 %) and conversions (about 10 % of the clicks)
-depend on the ids, so that there is something to learn.
+depend on the ids, so that there is something to learn. More tasks are further kinds of conversion, each drawn by
+itself; one task is the click alone.
 
-`OUT/ids.npy` (int32 `[n, 23]`) and `OUT/labels.npy` (float32 `[n, 2]`: click, and click with conversion) hold what
-`OUT/dataset` has as TFRecords. Ids are encoded before: a vocabulary fitted on so few impressions would have as many
-rows as they name, not as many as are wanted. Everything else about the dataset is what `pipelines.convert` writes.
+`OUT/ids.npy` (int32 `[n, fields]`) and `OUT/labels.npy` (float32 `[n, tasks]`: click, and click with each conversion)
+hold what `OUT/dataset` has as TFRecords. Ids are encoded before: a vocabulary fitted on so few impressions would have
+as many rows as they name, not as many as are wanted. Everything else about the dataset is what `pipelines.convert`
+writes.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from peers.measuring import table_sizes
+from peers.measuring import FIELDS, table_sizes
 
 from pipelines import Categorical, Label, Schema
 from pipelines.convert import SCHEMA
@@ -45,42 +48,46 @@ def draw_ids(random: np.random.Generator, sizes: Sequence[int], impressions: int
     return np.minimum(ids, rows - 1.0).astype(np.int32)
 
 
-def draw_labels(random: np.random.Generator, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Click and conversion, bool `[impressions]`: logistic in a fixed effect of each id."""
+def draw_labels(random: np.random.Generator, ids: np.ndarray, tasks: int = 2) -> np.ndarray:
+    """Click and conversions, bool `[impressions, tasks]`: logistic in a fixed effect of each id."""
     salted = ids.astype(np.uint64) + np.arange(ids.shape[1], dtype=np.uint64) * np.uint64(97)
     mixed = (salted * np.uint64(_MIXER) >> np.uint64(8)) % np.uint64(_MIXED)
-    effect = mixed.astype(np.float32) / _MIXED - 0.5
+    # Scaled, so that labels are as rare with many fields as with few.
+    effect = (mixed.astype(np.float32) / _MIXED - 0.5) * np.float32(np.sqrt(FIELDS / ids.shape[1]))
     click = random.random(len(ids)) < _logistic(effect.sum(axis=1) - 4.2)
-    conversion = random.random(len(ids)) < _logistic(effect[:, ::2].sum(axis=1) - 3.4)
-    return click, click & conversion
+    chance = _logistic(effect[:, ::2].sum(axis=1) - 3.4)
+    return np.stack([click, *(click & (random.random(len(ids)) < chance) for _ in range(1, tasks))], axis=1)
 
 
 def _logistic(logit: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-logit))
 
 
-def schema_of(sizes: Sequence[int]) -> Schema:
-    """Fitted schema: one categorical feature per field, click and conversion."""
+def label_names(tasks: int) -> list[str]:
+    """Names of the labels: click, conversion, then conversion_2 and so on."""
+    return ["click", "conversion", *(f"conversion_{i}" for i in range(2, tasks))][:tasks]
+
+
+def schema_of(sizes: Sequence[int], tasks: int = 2) -> Schema:
+    """Fitted schema: one categorical feature per field, click and the conversions that follow it."""
     names = [f"field_{i:02d}" for i in range(len(sizes))]
     return Schema(
         features=tuple(Categorical(name=name, dtype="int") for name in names),
-        labels=(Label(name="click"), Label(name="conversion", parent="click")),
+        labels=tuple(Label(name=name, parent="click" if i else None) for i, name in enumerate(label_names(tasks))),
         split=HashSplit(key="row"),
         fitted=Fitted(tables=dict(zip(names, sizes, strict=True))),
     )
 
 
-def write_dataset(
-    folder: Path, sizes: Sequence[int], ids: np.ndarray, click: np.ndarray, conversion: np.ndarray
-) -> None:
+def write_dataset(folder: Path, sizes: Sequence[int], ids: np.ndarray, labels: np.ndarray) -> None:
     """Encoded impressions as a dataset whose only split with rows is `train`."""
     folder.mkdir(parents=True)
-    schema = schema_of(sizes)
+    schema = schema_of(sizes, labels.shape[1])
     writer = SplitWriter(folder, "train", schema, "blocks", len(ids), SHARDS, (), lambda closed: None)
     for start in range(0, len(ids), _CHUNK_ROWS):
         chunk = slice(start, min(start + _CHUNK_ROWS, len(ids)))
-        encoded = {f"field_{i:02d}": ids[chunk, i] for i in range(len(sizes))}
-        encoded |= {"click": click[chunk].astype(np.int64), "conversion": conversion[chunk].astype(np.int64)}
+        encoded = {feature.name: ids[chunk, i] for i, feature in enumerate(schema.features)}
+        encoded |= {label.name: labels[chunk, i].astype(np.int64) for i, label in enumerate(schema.labels)}
         writer.add(encoded, chunk.stop - chunk.start)
     save_schema(schema, folder / SCHEMA)
     manifest = Manifest(
@@ -93,14 +100,24 @@ def write_dataset(
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
-def write(out: Path, rows: int, impressions: int, kind: str, seed: int) -> None:
-    """Writes the log; see the file's head."""
-    random, sizes = np.random.default_rng(seed), table_sizes(rows)
+def write(
+    out: Path,
+    rows: int,
+    impressions: int,
+    kind: str,
+    seed: int,
+    fields: int = FIELDS,
+    tasks: int = 2,
+    arrays: bool = True,
+) -> None:
+    """Writes the log; see the file's head. Without `arrays` the dataset alone."""
+    random, sizes = np.random.default_rng(seed), table_sizes(rows, fields)
     ids = draw_ids(random, sizes, impressions, kind)
-    click, conversion = draw_labels(random, ids)
-    write_dataset(out / "dataset", sizes, ids, click, conversion)
-    np.save(out / "ids.npy", ids)
-    np.save(out / "labels.npy", np.stack([click, conversion], axis=1).astype(np.float32))
+    labels = draw_labels(random, ids, tasks)
+    write_dataset(out / "dataset", sizes, ids, labels)
+    if arrays:
+        np.save(out / "ids.npy", ids)
+        np.save(out / "labels.npy", labels.astype(np.float32))
 
 
 def main() -> None:
@@ -110,10 +127,13 @@ def main() -> None:
     parser.add_argument("--impressions", type=int, default=430_080)
     parser.add_argument("--ids", choices=("zipf", "uniform"), default="zipf")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fields", type=int, default=FIELDS)
+    parser.add_argument("--tasks", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists; name a new directory")
-    write(arguments.out, arguments.rows, arguments.impressions, arguments.ids, arguments.seed)
+    words = (arguments.rows, arguments.impressions, arguments.ids, arguments.seed, arguments.fields, arguments.tasks)
+    write(arguments.out, *words)
 
 
 if __name__ == "__main__":

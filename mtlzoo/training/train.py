@@ -129,6 +129,7 @@ def train(
             shutil.rmtree(work)
         raise
 
+    del model  # two sets of tables need twice the memory
     best = keras.models.load_model(work / MODEL)
     shutil.rmtree(work / _TICKETS, ignore_errors=True)
     write_json(work / METRICS, {"best_epoch": state.best_epoch, "valid": evaluate(best, dataset, "valid")})
