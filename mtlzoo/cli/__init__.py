@@ -46,7 +46,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         app(arguments, prog_name="mtlzoo")
     except (_Interrupted, Exception) as error:
         # TensorFlow's bindings turn an interruption that reaches them into an error of their own.
-        if _Interrupted.came:
+        if isinstance(error, _Interrupted) or _Interrupted.came:
             _print_error("interrupted; nothing older was touched, the same command goes on from what this one finished")
             return INTERRUPTED
         if debug:
