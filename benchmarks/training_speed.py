@@ -1,11 +1,12 @@
-"""The table of training speed: this project's MMoE beside those of other libraries, on the same log.
+"""The table of training speed: this project's models beside those of other libraries, on the same log.
 
     python benchmarks/peers/environments.py          # once: an environment for each peer
     python benchmarks/training_speed.py [--rows 100000 2000000 20000000] [--modes documented matched]
         [--peers ours torch_rechub deepctr keras_textbook tfrs] [--rounds 5] [--steps 100] [--seconds 15]
-        [--ids zipf|uniform] [--name main] [--smoke]
+        [--ids zipf|uniform] [--model mmoe|shared_bottom|ple] [--dtype mixed_bfloat16] [--name main] [--smoke]
 
-MMoE with 4 experts 256-128, towers 64, 23 fields, embeddings of 16, batch 4096, Adam, click and ctcvr. Each run is a
+MMoE with 4 experts 256-128, towers 64, 23 fields, embeddings of 16, batch 4096, Adam, click and ctcvr; or another model
+that the peers have (`peers/measuring.py` says with which sizes; TFRS has a program for MMoE alone). Each run is a
 process of its own (`benchmarks/peers/train_PEER.py`, whose head says how the peer is configured in both modes). Within
 a round the peers run one after the other, in every second round in the other order, and a ratio is taken within a
 round. The machine's limits (`machine_limits.py`) are measured in each round, before the runs of each size.
@@ -46,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "training_speed.json"
 PEERS = (OURS, "torch_rechub", "deepctr", "keras_textbook", "tfrs")
 MODES = ("documented", "matched")
+MODELS = ("mmoe", "shared_bottom", "ple")
 _RUN_SECONDS = 3600  # a program that takes longer hangs
 _SMOKE = {"rows": [2_300], "peers": [OURS, "keras_textbook"], "modes": ["matched"], "rounds": 1}
 _SMOKE_JOB: dict[str, Any] = {
@@ -241,6 +243,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--ids", choices=("zipf", "uniform"), default="zipf")
     parser.add_argument("--steps-per-execution", type=int, default=1, help="of ours")
+    parser.add_argument("--model", choices=MODELS, default="mmoe")
+    parser.add_argument("--dtype", choices=("float32", "mixed_bfloat16"), default="float32")
     parser.add_argument("--name", default="main", help="what the results stand under")
     parser.add_argument("--smoke", action="store_true", help="ours and keras_textbook, tiny, nothing kept")
     options = parser.parse_args()
@@ -248,6 +252,8 @@ def parse() -> argparse.Namespace:
         parser.error("--warmup must be at least 1: the first step traces and compiles")
     if options.smoke:
         vars(options).update(_SMOKE)
+    if options.model != "mmoe":
+        options.peers = [peer for peer in options.peers if peer != "tfrs"]
     return options
 
 
@@ -272,6 +278,8 @@ def main() -> int:
         steps=options.steps,
         seconds=options.seconds,
         steps_per_execution=options.steps_per_execution,
+        model=options.model,
+        dtype=options.dtype,
     )
     interrupted = False
     with tempfile.TemporaryDirectory() as folder:

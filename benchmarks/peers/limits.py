@@ -52,15 +52,31 @@ def layer_products(batch: int, width_in: int, width: int, count: int = 1) -> lis
     ]
 
 
+def mlp_products(batch: int, width_in: int, units: list[int], count: int = 1) -> list[Product]:
+    """The products of `count` MLPs, each by itself."""
+    widths = [width_in, *units]
+    return [
+        product
+        for before, after in zip(widths, units, strict=False)
+        for product in layer_products(batch, before, after, count)
+    ]
+
+
 def step_products(job: dict[str, Any]) -> list[Product]:
-    """All products of a training step of the MMoE; the experts' first layers are one, as they share their input."""
+    """All products of a training step of the model, each expert's by itself."""
     batch, experts = job["batch"], job["experts"]
-    first, *later = job["expert_units"]
     fields = len(job["sizes"]) * job["embedding_dim"]
-    products = layer_products(batch, fields, experts * first)
-    for width_in, width in zip([first, *later], later, strict=False):
-        products += layer_products(batch, width_in, width, experts)
-    products += layer_products(batch, fields, experts, TASKS)
+    products: list[Product] = []
+    if job["model"] == "shared_bottom":
+        products += mlp_products(batch, fields, job["expert_units"])
+    elif job["model"] == "ple":
+        for level, width in enumerate([fields] + [job["expert_units"][-1]] * (job["levels"] - 1), start=1):
+            products += mlp_products(batch, width, job["expert_units"], experts)
+            products += layer_products(batch, width, experts - TASKS + 1, TASKS)
+            products += layer_products(batch, width, experts) if level < job["levels"] else []
+    else:
+        products += mlp_products(batch, fields, job["expert_units"], experts)
+        products += layer_products(batch, fields, experts, TASKS)
     tower = [job["expert_units"][-1], *job["tower_units"], 1]
     for width_in, width in zip(tower, tower[1:], strict=False):
         products += layer_products(batch, width_in, width, TASKS)

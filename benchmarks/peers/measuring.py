@@ -3,9 +3,9 @@
     python train_PEER.py --config config.json --out result.json
 
 A program runs in the environment of its peer, so this file needs numpy and the standard library alone. The job is the
-same for all: an MMoE over the fields of one log (`training_data.py`), two heads, click and ctcvr (both labels on all
-impressions, each by binary cross-entropy), one optimizer of the Adam family at the same learning rate, one pass over
-the log.
+same for all: an MMoE, or the model that it names, over the fields of one log (`training_data.py`), two heads, click and
+ctcvr (both labels on all impressions, each by binary cross-entropy), one optimizer of the Adam family at the same
+learning rate, one pass over the log.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class Job:
         seconds: No further step is begun when those that count have taken so long, unless they are too few.
         seed: Of the initial weights.
         steps_per_execution: Of `compile`, for `ours`.
+        model: `"mmoe"`; `"shared_bottom"`, whose trunk is as wide as one expert; or `"ple"`, on each level an expert of
+            each task's own and as many shared ones as make `experts` in all.
+        levels: Of PLE.
+        dtype: Keras's dtype policy, for `ours` and `keras_textbook`; the other peers compute in float32.
     """
 
     mode: str
@@ -66,11 +70,19 @@ class Job:
     seconds: float = 15.0
     seed: int = 1
     steps_per_execution: int = 1
+    model: str = "mmoe"
+    levels: int = 2
+    dtype: str = "float32"
 
     @property
     def matched(self) -> bool:
         """Whether the peer does the same work as the others."""
         return self.mode == "matched"
+
+    @property
+    def shared_experts(self) -> int:
+        """Experts that all tasks share on a level of PLE, where each task has one of its own."""
+        return self.experts - len(LABELS)
 
     @property
     def impressions(self) -> int:

@@ -1,8 +1,8 @@
-"""Trains the MMOE of DeepCTR 0.9.4 on TensorFlow 2.15.1: see `measuring.py` for how it is called.
+"""Trains a model of DeepCTR 0.9.4 on TensorFlow 2.15.1: see `measuring.py` for how it is called.
 
 What is taken from where:
-- Model: `deepctr.models.MMOE` with one `SparseFeat` per field, as in its example of multi-task learning. No batch
-  normalisation, no dropout by default; gates are single layers without bias.
+- Model: `deepctr.models.MMOE` (`SharedBottom`, `PLE`) with one `SparseFeat` per field, as in its example of multi-task
+  learning. No batch normalisation, no dropout by default; gates are single layers without bias.
 - Training: `compile("adam", ["binary_crossentropy"] * 2, metrics=["binary_crossentropy"])` and `fit` on a dict of
   arrays, all from that example. Keras's Adam decays the moments of all rows of a table at every step.
 - documented: the default `l2_reg_embedding=1e-5`, whose gradient is that of whole tables.
@@ -46,7 +46,7 @@ def model_of(job: Job) -> Any:
     import deepctr.inputs
     import deepctr.layers.core
     from deepctr.feature_column import SparseFeat
-    from deepctr.models import MMOE
+    from deepctr.models import MMOE, PLE, SharedBottom
 
     if job.matched:
         for module in (deepctr.inputs, deepctr.layers.core):
@@ -55,15 +55,19 @@ def model_of(job: Job) -> Any:
         SparseFeat(name, vocabulary_size=size, embedding_dim=job.embedding_dim)
         for name, size in zip(job.fields, job.sizes, strict=True)
     ]
-    model = MMOE(
-        columns,
-        num_experts=job.experts,
-        expert_dnn_hidden_units=job.expert_units,
-        tower_dnn_hidden_units=job.tower_units,
-        task_types=("binary",) * len(LABELS),
-        task_names=LABELS,
+    common: dict[str, Any] = {
+        "tower_dnn_hidden_units": job.tower_units,
+        "task_types": ("binary",) * len(LABELS),
+        "task_names": LABELS,
         **({"l2_reg_embedding": 0} if job.matched else {}),
-    )
+    }
+    if job.model == "shared_bottom":
+        model = SharedBottom(columns, bottom_dnn_hidden_units=job.expert_units, **common)
+    elif job.model == "ple":
+        experts = {"shared_expert_num": job.shared_experts, "specific_expert_num": 1, "num_levels": job.levels}
+        model = PLE(columns, **experts, expert_dnn_hidden_units=job.expert_units, **common)
+    else:
+        model = MMOE(columns, num_experts=job.experts, expert_dnn_hidden_units=job.expert_units, **common)
     # "adam" of the example is this with the learning rate 1e-3.
     optimizer = tf.keras.optimizers.Adam(job.learning_rate)
     model.compile(optimizer, loss=["binary_crossentropy"] * len(LABELS), metrics=["binary_crossentropy"])

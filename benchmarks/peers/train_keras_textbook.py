@@ -1,4 +1,4 @@
-"""Trains an MMoE written with plain Keras 3 as its guides write models: see `measuring.py` for how it is called.
+"""Trains a model written with plain Keras 3 as its guides write them: see `measuring.py` for how it is called.
 
 It imports nothing of this project, and runs on the TensorFlow and Keras that this project runs on.
 
@@ -54,15 +54,36 @@ def mlp(x: Any, units: tuple[int, ...]) -> Any:
     return x
 
 
+def mixed(x: Any, experts: list[Any]) -> Any:
+    """Experts' outputs, weighted by a gate over `x`."""
+    gate = layers.Dense(len(experts), activation="softmax")(x)
+    return ops.sum(ops.stack(experts, axis=1) * ops.expand_dims(gate, -1), axis=1)
+
+
+def task_inputs(x: Any, job: Job) -> list[Any]:
+    """What each task's tower reads."""
+    if job.model == "shared_bottom":
+        return [mlp(x, job.expert_units)] * len(LABELS)
+    if job.model == "mmoe":
+        experts = [mlp(x, job.expert_units) for _ in range(job.experts)]
+        return [mixed(x, experts) for _ in LABELS]
+    own, common = [x] * len(LABELS), x
+    for level in range(job.levels):
+        of_tasks = [mlp(task, job.expert_units) for task in own]
+        shared = [mlp(common, job.expert_units) for _ in range(job.shared_experts)]
+        own = [mixed(task, [expert, *shared]) for task, expert in zip(own, of_tasks, strict=True)]
+        if level < job.levels - 1:
+            common = mixed(common, [*of_tasks, *shared])
+    return own
+
+
 def model_of(job: Job) -> keras.Model:
     """The model, compiled."""
     inputs, x = inputs_and_embedded(job)
-    experts = ops.stack([mlp(x, job.expert_units) for _ in range(job.experts)], axis=1)  # [batch, experts, width]
     outputs = {}
-    for label in LABELS:
-        gate = layers.Dense(job.experts, activation="softmax")(x)
-        mixed = ops.sum(experts * ops.expand_dims(gate, -1), axis=1)
-        outputs[label] = layers.Dense(1, activation="sigmoid", name=label)(mlp(mixed, job.tower_units))
+    for label, shared in zip(LABELS, task_inputs(x, job), strict=True):
+        tower = mlp(shared, job.tower_units)
+        outputs[label] = layers.Dense(1, activation="sigmoid", dtype="float32", name=label)(tower)
     model = keras.Model(inputs, outputs)
     model.compile(
         optimizer=keras.optimizers.Adam(job.learning_rate),
@@ -86,6 +107,7 @@ def arrays_of(job: Job) -> tuple[Any, dict[str, np.ndarray]]:
 def main() -> None:
     job, out = job_and_out(__doc__)
     keras.utils.set_random_seed(job.seed)
+    keras.config.set_dtype_policy(job.dtype)
     x, y = arrays_of(job)
     model, clock = model_of(job), StepClock(job)
     model.fit(

@@ -1,4 +1,4 @@
-"""Trains this project's MMoE from TFRecords, with `model.fit`: see `measuring.py` for how it is called.
+"""Trains this project's model from TFRecords, with `model.fit`: see `measuring.py` for how it is called.
 
 - Both modes: read from disk (`open_dataset(DIR).read("train", shuffle=True)`), the label space `ctcvr` (a head of its
   own for click and for click-and-conversion, each trained on all impressions, as the peers have it), the default
@@ -16,28 +16,43 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
-from measuring import Job, StepClock, job_and_out, keras_callback, keras_parameters, tensorflow_threads, write_result
+from measuring import (
+    Job,
+    StepClock,
+    job_and_out,
+    keras_callback,
+    keras_parameters,
+    tensorflow_threads,
+    write_result,
+)
 
 from mtlzoo.layers import EmbeddingTable
-from mtlzoo.models import MMoE
+from mtlzoo.models import PLE, MMoE, MultiTaskModel, SharedBottom
 from mtlzoo.optimizers import LazyAdam
 from pipelines import Schema, open_dataset
 
 
-def model_of(job: Job, schema: Schema) -> MMoE:
+def model_of(job: Job, schema: Schema) -> MultiTaskModel:
     """The model, compiled."""
-    model = MMoE(
-        schema,
-        num_experts=job.experts,
-        expert_units=job.expert_units,
-        tower_units=job.tower_units,
-        embedding_dim=job.embedding_dim,
-        label_space="ctcvr",
+    common: dict[str, Any] = {
+        "tower_units": job.tower_units,
+        "embedding_dim": job.embedding_dim,
+        "label_space": "ctcvr",
+        "dtype": job.dtype,
         **({"dropout": 0.0} if job.matched else {}),
-    )
+    }
+    model: MultiTaskModel
+    if job.model == "shared_bottom":
+        model = SharedBottom(schema, bottom_units=job.expert_units, **common)
+    elif job.model == "ple":
+        experts = {"own_experts": 1, "shared_experts": job.shared_experts, "expert_units": job.expert_units}
+        model = PLE(schema, num_levels=job.levels, **experts, **common)
+    else:
+        model = MMoE(schema, num_experts=job.experts, expert_units=job.expert_units, **common)
     model.compile(LazyAdam(job.learning_rate), steps_per_execution=job.steps_per_execution)
     return model
 

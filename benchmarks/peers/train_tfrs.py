@@ -93,6 +93,8 @@ def batches_of(job: Job) -> tf.data.Dataset:
 
 def main() -> None:
     job, out = job_and_out(__doc__)
+    if job.model != "mmoe":
+        raise SystemExit(f"tfrs: there is no program for {job.model}, only for mmoe")
     tf_keras.utils.set_random_seed(job.seed)
     model, clock = MMoE(job), StepClock(job)
     model.compile(optimizer=tf_keras.optimizers.Adam(job.learning_rate))

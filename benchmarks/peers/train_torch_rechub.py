@@ -1,9 +1,9 @@
-"""Trains the MMoE of torch-rechub 0.9.0 on PyTorch 2.13.0: see `measuring.py` for how it is called.
+"""Trains a model of torch-rechub 0.9.0 on PyTorch 2.13.0: see `measuring.py` for how it is called.
 
 What is taken from where:
 - Model: `MMOE(features, task_types, n_expert, expert_params, tower_params_list)` with one `SparseFeature` per field, as
-  in the README and in the script for Ali-CCP. Its `MLP` always has batch normalisation and dropout (rate 0) behind
-  every linear layer, the gates' included.
+  in the README and in the script for Ali-CCP; `SharedBottom` and `PLE` likewise. Its `MLP` always has batch
+  normalisation and dropout (rate 0) behind every linear layer, the gates' included.
 - Training: `MTLTrainer.train_one_epoch`, as `MTLTrainer.fit` calls it: Adam for all weights (which is dense: each step
   reads and writes all tables with their slots), each task's `BCELoss` from probabilities, and their values fetched at
   every step. Training has no further metrics; the library computes AUC on a validation split alone, so none is here.
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from measuring import LABELS, Job, StepClock, job_and_out, write_result
 from torch_rechub.basic.features import SparseFeature
-from torch_rechub.models.multi_task import MMOE
+from torch_rechub.models.multi_task import MMOE, PLE, SharedBottom
 from torch_rechub.trainers import MTLTrainer
 from torch_rechub.utils.data import DataGenerator
 
@@ -45,14 +45,20 @@ class TimedBatches:
                 return
 
 
-def model_of(job: Job) -> MMOE:
+def model_of(job: Job) -> torch.nn.Module:
     """The model, without batch normalisation and dropout where the mode wants it so."""
     features = [
         SparseFeature(name, vocab_size=size, embed_dim=job.embedding_dim)
         for name, size in zip(job.fields, job.sizes, strict=True)
     ]
     towers = [{"dims": list(job.tower_units)} for _ in LABELS]
-    model = MMOE(features, TASKS, job.experts, {"dims": list(job.expert_units)}, towers)
+    units = {"dims": list(job.expert_units)}
+    if job.model == "shared_bottom":
+        model = SharedBottom(features, TASKS, units, towers)
+    elif job.model == "ple":
+        model = PLE(features, TASKS, job.levels, 1, job.shared_experts, units, towers)
+    else:
+        model = MMOE(features, TASKS, job.experts, units, towers)
     if job.matched:
         for module in list(model.modules()):
             if isinstance(module, torch.nn.Sequential):

@@ -21,7 +21,7 @@ from peers import environments, limits, measuring
 import pipelines
 
 JOB = {"batch": 8, "sizes": [10] * 23, "embedding_dim": 16, "experts": 4, "expert_units": [256, 128]}
-JOB |= {"tower_units": [64]}
+JOB |= {"tower_units": [64], "model": "mmoe", "levels": 2}
 
 
 def result(speed: float) -> dict:
@@ -33,6 +33,15 @@ def test_operations_of_a_step_are_three_products_for_each_kernel():
     kernels = 368 * 4 * 256 + 4 * 256 * 128 + 2 * (368 * 4 + 128 * 64 + 64)
     assert limits.flop_per_impression(JOB) == 6 * kernels  # forward, two gradients, multiply and add
     assert limits.flop_per_impression(JOB | {"batch": 64}) == 6 * kernels
+
+
+def test_operations_of_the_other_models():
+    towers = 2 * (128 * 64 + 64)
+    bottom = 368 * 256 + 256 * 128
+    assert limits.flop_per_impression(JOB | {"model": "shared_bottom"}) == 6 * (bottom + towers)
+    first = 4 * (368 * 256 + 256 * 128) + 368 * (2 * 3 + 4)
+    last = 4 * (128 * 256 + 256 * 128) + 128 * 2 * 3
+    assert limits.flop_per_impression(JOB | {"model": "ple"}) == 6 * (first + last + towers)
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
