@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import DataError
+from pipelines.records import Compression, Layout
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -17,13 +18,24 @@ VOCABULARIES = "vocabularies"
 
 
 class Shard(BaseModel):
-    """One TFRecord file."""
+    """One TFRecord file.
+
+    Attributes:
+        file: Its name.
+        rows: Impressions in it.
+        bytes: Its size.
+        record_bytes: Size of its records as they are read, larger than `bytes` where the file is compressed; `None` in
+            datasets of earlier versions, which are never compressed.
+        sha256: Of its content.
+        positives: By label the rows that have it at 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
     rows: int
     bytes: int
+    record_bytes: int | None = None
     sha256: str
     positives: dict[str, int]
 
@@ -34,7 +46,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = FORMAT_VERSION
-    layout: Literal["blocks", "rows"]
+    layout: Layout
+    compression: Compression = "none"
     schema_digest: str
     sources: tuple[str, ...]
     dropped_rows: int

@@ -24,8 +24,10 @@ from pipelines.records import (
     GROUP_KEY,
     WEIGHT_KEY,
     Column,
+    Compression,
     bucket_key,
     columns_of,
+    compression_type,
     missing_key,
     weight_key,
 )
@@ -143,9 +145,9 @@ def read_split(folder: Path, schema: Schema, manifest: Manifest, split: str, opt
     if part_of_records is not None:
         # In the order of the log, which is the same for all workers: each takes other records, and mixes them after.
         index, count = part_of_records
-        records = _records(files, shuffle=False, seed=None).shard(count, index)
+        records = _records(files, manifest.compression, shuffle=False, seed=None).shard(count, index)
     else:
-        records = _records(files, options.shuffle, options.seed)
+        records = _records(files, manifest.compression, options.shuffle, options.seed)
     if options.cache:
         records = records.cache()
     if manifest.layout == "blocks":
@@ -178,15 +180,16 @@ def _shards_of_worker(shards: Sequence[Shard], worker: tuple[int, int]) -> tuple
     return list(shards), (index, count)
 
 
-def _records(files: list[str], shuffle: bool, seed: int | None) -> tf.data.Dataset:
+def _records(files: list[str], compression: Compression, shuffle: bool, seed: int | None) -> tf.data.Dataset:
+    kind = compression_type(compression)
     if not shuffle:
-        return tf.data.TFRecordDataset(files, buffer_size=_READ_BUFFER_BYTES)
+        return tf.data.TFRecordDataset(files, kind, buffer_size=_READ_BUFFER_BYTES)
     interleaved = min(len(files), _INTERLEAVED_SHARDS)
     return (
         tf.data.Dataset.from_tensor_slices(files)
         .shuffle(len(files), seed=seed)
         .interleave(
-            lambda file: tf.data.TFRecordDataset(file, buffer_size=_READ_BUFFER_BYTES),
+            lambda file: tf.data.TFRecordDataset(file, kind, buffer_size=_READ_BUFFER_BYTES),
             cycle_length=interleaved,
             block_length=1,
             num_parallel_calls=min(interleaved, 2),
@@ -221,7 +224,7 @@ def _from_rows(
 def _shuffled_blocks(shards: Sequence[Shard]) -> int:
     """As many blocks as fit into the shuffle buffer's bytes, so that wide schemas do not exhaust memory."""
     rows = sum(shard.rows for shard in shards)
-    block_bytes = sum(shard.bytes for shard in shards) * BLOCK_ROWS // max(rows, 1)
+    block_bytes = sum(shard.record_bytes or shard.bytes for shard in shards) * BLOCK_ROWS // max(rows, 1)
     return max(16, min(_MOST_SHUFFLED_BLOCKS, _SHUFFLE_BYTES // max(block_bytes, 1)))
 
 

@@ -13,12 +13,29 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from pipelines.example_bytes import Values, serialize_examples
 from pipelines.schema import Schema
 
 BLOCK_ROWS = 1024
 Layout = Literal["blocks", "rows"]
+Compression = Literal["none", "gzip"]
 
 Encoded = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the records of a dataset lie on disk.
+
+    Attributes:
+        layout: What an Example holds.
+        shards: Wanted number of shards per split.
+        compression: Of each shard as a whole.
+    """
+
+    layout: Layout = "blocks"
+    shards: int = 8
+    compression: Compression = "none"
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,11 @@ class Column:
     def length_key(self) -> str:
         """Key of the numbers of values per impression; weights of a list share those of its values."""
         return f"{self.key.removesuffix('#weight')}#length"
+
+
+def compression_type(compression: Compression) -> str:
+    """What TensorFlow calls it."""
+    return "GZIP" if compression == "gzip" else ""
 
 
 def bucket_key(name: str) -> str:
@@ -78,20 +100,15 @@ def columns_of(schema: Schema) -> tuple[Column, ...]:
 
 def serialize_blocks(encoded: Encoded, columns: tuple[Column, ...], rows: int) -> list[bytes]:
     """Examples of `BLOCK_ROWS` impressions each, the last one shorter."""
-    offsets = {c.length_key: _offsets(encoded[c.length_key]) for c in columns if c.max_length is not None}
-    blocks = []
-    for start in range(0, rows, BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, rows)
-        features = {}
-        for column in columns:
-            low, high = start, stop
-            if column.max_length is not None:
-                ends = offsets[column.length_key]
-                low, high = ends[start], ends[stop]
-                features[column.length_key] = _feature("int", encoded[column.length_key][start:stop])
-            features[column.key] = _feature(column.kind, encoded[column.key][low:high])
-        blocks.append(_example(features))
-    return blocks
+    ends = np.minimum(np.arange(0, rows + BLOCK_ROWS, BLOCK_ROWS), rows)
+    values = {}
+    for column in columns:
+        of_column = ends
+        if column.max_length is not None:
+            values[column.length_key] = Values(encoded[column.length_key], ends)
+            of_column = _offsets(encoded[column.length_key])[ends]
+        values[column.key] = Values(encoded[column.key], of_column)
+    return serialize_examples(values, len(ends) - 1)
 
 
 def serialize_rows(encoded: Encoded, columns: tuple[Column, ...], rows: int) -> list[bytes]:

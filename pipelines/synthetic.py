@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,6 +29,7 @@ from pipelines.synthetic_history import HISTORY
 from pipelines.synthetic_presets import PRESETS
 from pipelines.synthetic_truth import KEY, LOG, TRUTH
 from pipelines.synthetic_world import CHUNK_ROWS, TASKS, Impressions, Population, World
+from pipelines.threads import in_order
 
 SCHEMA, WORLD = "schema.yaml", "world.json"
 
@@ -197,17 +196,7 @@ class SyntheticFunnel:
         """
         columns = self._columns()
         chunks = range(-(-rows // CHUNK_ROWS))
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            waiting: deque[Future[tuple[pa.Table, pa.Table]]] = deque()
-            try:
-                for chunk in chunks:
-                    waiting.append(pool.submit(self._tables_of, chunk, columns, rows))
-                    if len(waiting) > 3:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        yield from in_order(lambda chunk: self._tables_of(chunk, columns, rows), chunks, threads=2)
 
     def description(self) -> dict[str, Any]:
         """The knobs, and the truth about fields and pairs, as plain data.

@@ -32,7 +32,7 @@ def write_tfds_metadata(dataset: Dataset) -> Path:
         The directory to give to `tfds.builder_from_directory`.
 
     Raises:
-        DataError: The dataset is in the layout `blocks`, where an Example is no impression.
+        DataError: The dataset is in the layout `blocks`, where an Example is no impression, or compressed.
 
     Example:
         >>> folder = write_tfds_metadata(open_dataset("data/rows"))
@@ -42,6 +42,11 @@ def write_tfds_metadata(dataset: Dataset) -> Path:
         raise DataError(
             f"{dataset.folder}: has the layout {dataset.manifest.layout!r}, and TFDS reads one impression per Example; "
             f"convert the log again with `--layout rows`"
+        )
+    if dataset.manifest.compression != "none":
+        raise DataError(
+            f"{dataset.folder}: its shards are compressed ({dataset.manifest.compression}), which TFDS does not read; "
+            f"convert the log again without `--compression`"
         )
     import tensorflow_datasets as tfds  # Here only: a heavy import that nothing else needs.
 

@@ -47,6 +47,7 @@ def convert(
     ] = None,
     layout: LayoutOption = "blocks",
     shards: ShardsOption = 8,
+    compression: Annotated[str, typer.Option(help="none or gzip: smaller shards, for slow or remote disks.")] = "none",
 ) -> None:
     """Converts raw logs into a dataset directory; an interrupted conversion goes on when called again.
 
@@ -61,7 +62,7 @@ def convert(
 
     declared = load_schema(schema) if schema is not None else None
     with phase_progress(_PHASES) as progress:
-        convert_files(raw, declared, out_folder, layout, shards, progress, like)  # type: ignore[arg-type]
+        convert_files(raw, declared, out_folder, layout, shards, progress, like, compression)  # type: ignore[arg-type]
     dataset = open_dataset(out_folder)
     for file, columns in unused_columns(raw, dataset.schema).items():
         err.print(f"note: {file}: columns that the schema does not name: {', '.join(columns)}", highlight=False)

@@ -53,7 +53,9 @@ def models_table(models: dict[str, type], arguments_of: Any) -> Table:
 
 def split_table(dataset: Dataset) -> Table:
     """Rows, shards, size and positives of each split."""
-    table = Table(title=f"{dataset.folder} ({dataset.manifest.layout})", title_justify="left")
+    manifest = dataset.manifest
+    form = manifest.layout if manifest.compression == "none" else f"{manifest.layout}, {manifest.compression}"
+    table = Table(title=f"{dataset.folder} ({form})", title_justify="left")
     table.add_column("split")
     labels = [label.name for label in dataset.schema.labels]
     for heading in ("rows", "shards", "MB", *labels):
