@@ -1,13 +1,17 @@
-"""What the benchmarks share: a raw log of Ali-CCP's shape, medians, and the peak memory of a process of its own."""
+"""What the benchmarks share: a raw log of Ali-CCP's shape, medians, the peak memory of a process, kept results."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,3 +86,22 @@ def peak_megabytes() -> float:
     """Largest resident memory that this process has had, in MB (10**6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def machine() -> str:
+    """Processor and number of cores, so that results of two machines are never mixed."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def keep_result(path: Path, settings: Mapping[str, Any], result: Any) -> None:
+    """Keeps a result in a JSON file under its settings and this machine, in place of an older one of the same."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept[json.dumps({**settings, "machine": machine()}, sort_keys=True)] = result
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

@@ -40,11 +40,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common import machine
 from own_speed import KINDS, PACKAGES, Seconds, Sizes
 from paired import Interval, mean_interval
 from rich.console import Console
 from rich.table import Table
-from training_speed import commit, machine
+from training_speed import commit
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent

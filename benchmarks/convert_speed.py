@@ -1,69 +1,129 @@
-"""How fast a raw log becomes a dataset, and in how much memory: Parquet to blocks, 23 integer features and 2 labels.
+"""How fast a raw log becomes a dataset, and in how much memory: 23 integer features and 2 labels, to blocks.
 
-python benchmarks/convert_speed.py [--rows 2000000] [--repeats 3]
+    python benchmarks/convert_speed.py [--rows 2000000] [--repeats 3] [--processes 1 2 4] [--smoke]
+
+Every run is a process of its own, so that its peak memory is its own, TensorFlow included. Parquet and CSV are
+converted whole; a tenth of the Parquet log stands beside it, to show that memory does not follow the rows. Then as many
+processes as `--processes` says convert the log side by side, each into a dataset of its own with the vocabularies of
+the first one (`like`), as the parts of a large log are converted; the rate is that of all together. Kinds take turns.
+
+Results are kept in `benchmarks/results/convert_speed.json`, one entry per setting and machine, which a new run
+replaces. `--smoke` sees in seconds that it works, and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from common import int_schema, peak_megabytes, write_int_log
+import pyarrow.csv
+import pyarrow.parquet
+from common import int_schema, keep_result, peak_megabytes, write_int_log
 from rich.console import Console
 from rich.table import Table
+from training_table import spread
 
 import pipelines
 
-WANTED_ROWS_PER_SECOND = 150_000
-WANTED_MEGABYTES = 1_500
+RESULTS = Path(__file__).parent / "results" / "convert_speed.json"
+WANTED = {"parquet": 300_000, "csv": 150_000}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one is not None:
-        print(convert_seconds(arguments.one), peak_megabytes())
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing kept")
+    parser.add_argument("--one", type=Path, nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        log, out, like = options.one
+        print(convert_seconds(log, out, like if like.is_dir() else None), peak_megabytes())
         return
-    console = Console()
-    results = Table("rows", "rows/s", "wanted", "peak MB", "wanted", title="Parquet to blocks")
+    smoke, _ = vars(options).pop("smoke"), vars(options).pop("one")
+    if smoke:
+        vars(options).update(rows=20_000, repeats=1, processes=[1])
+    console = Console(width=120, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
-        # A tenth beside it, to show that memory does not follow the rows.
-        for rows in (arguments.rows // 10, arguments.rows):
-            with console.status(f"{rows:,} rows"):
-                log = write_int_log(Path(folder) / f"{rows}.parquet", rows)
-                runs = [_in_own_process(log) for _ in range(arguments.repeats)]
-            seconds, megabytes = (statistics.median(values) for values in zip(*runs, strict=True))
-            speed = f"{rows / seconds:,.0f}"
-            results.add_row(
-                f"{rows:,}", speed, f"{WANTED_ROWS_PER_SECOND:,}", f"{megabytes:,.0f}", f"< {WANTED_MEGABYTES:,}"
-            )
-    console.print(results)
+        result = measured(Path(folder), options, console)
+    if not smoke:
+        keep_result(RESULTS, vars(options), result)
+    console.print(table_of(result))
 
 
-def _in_own_process(log: Path) -> tuple[float, float]:
-    command = [sys.executable, __file__, "--one", str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, megabytes = done.stdout.split()[-2:]
-    return float(seconds), float(megabytes)
+def measured(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """By kind of conversion the rows, and of each repeat rows/s and megabytes."""
+    with console.status(f"writing {options.rows:,} rows"):
+        whole = write_int_log(folder / "log.parquet", options.rows)
+        tenth = write_int_log(folder / "tenth.parquet", max(options.rows // 10, 1))
+        text = as_csv(whole, folder / "log.csv")
+        like = pipelines.convert([whole], int_schema(), folder / "like")
+    kinds: dict[str, tuple[Path, int, int, Path | None]] = {
+        "parquet, a tenth": (tenth, options.rows // 10, 1, None),
+        "parquet": (whole, options.rows, 1, None),
+        "csv": (text, options.rows, 1, None),
+    }
+    for count in options.processes:
+        kinds[f"parquet like another, processes: {count}"] = (whole, options.rows, count, like)
+    result: dict[str, Any] = {kind: {"rows": rows, "rate": [], "mb": []} for kind, (_, rows, *_) in kinds.items()}
+    for turn in range(options.repeats):
+        for kind, (log, rows, count, source) in kinds.items():
+            with console.status(f"round {turn + 1} of {options.repeats}: {kind}"):
+                seconds, megabytes = side_by_side(log, folder, source, count)
+            result[kind]["rate"].append(rows * count / seconds)
+            result[kind]["mb"].append(megabytes)
+    return result
 
 
-def convert_seconds(log: Path) -> float:
-    """Wall time of converting a log once; the dataset is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        pipelines.convert([log], int_schema(), Path(folder) / "out")
-        return time.perf_counter() - start
+def as_csv(log: Path, path: Path) -> Path:
+    """The same log as CSV, labels as 0 and 1."""
+    table = pyarrow.parquet.read_table(log)
+    columns = [column.cast("int8") if column.type == "bool" else column for column in table.columns]
+    pyarrow.csv.write_csv(pyarrow.table(columns, names=table.column_names), path)
+    return path
+
+
+def side_by_side(log: Path, folder: Path, like: Path | None, count: int) -> tuple[float, float]:
+    """Converts a log in so many processes at once: the longest conversion's seconds, the largest one's megabytes."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        commands = [
+            [sys.executable, __file__, "--one", str(log), f"{out}/{i}", str(like or f"{out}/none")]
+            for i in range(count)
+        ]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+        printed = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit("a conversion failed, see above")
+    seconds, megabytes = zip(*(map(float, text.split()[-2:]) for text in printed), strict=True)
+    return max(seconds), max(megabytes)
+
+
+def convert_seconds(log: Path, out: Path, like: Path | None = None) -> float:
+    """Wall time of converting a log once."""
+    start = time.perf_counter()
+    pipelines.convert([log], int_schema(), out, like=like)
+    return time.perf_counter() - start
+
+
+def table_of(result: dict[str, Any]) -> Table:
+    """One row per kind."""
+    table = Table(title="Raw log to blocks", title_justify="left")
+    for heading in ("", "rows", "thousand rows/s (range)", "wanted", "peak MB of a process"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for kind, found in result.items():
+        wanted = f"{WANTED[kind] / 1e3:,.0f}" if kind in WANTED else ""
+        rates = spread([rate / 1e3 for rate in found["rate"]], 0)
+        table.add_row(kind, f"{found['rows']:,}", rates, wanted, spread(found["mb"], 0))
+    return table
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -126,20 +127,20 @@ def _job(data: Path, sizes: Sizes) -> Any:
 
 def prepare_read(data: Path, sizes: Sizes) -> None:
     """The dataset of `read_speed.py`, in blocks."""
-    from read_speed import dataset_of
+    from read_speed import blocks_of
 
-    dataset_of(data, "blocks", sizes.impressions)
+    blocks_of(data, sizes.impressions)
 
 
 def measure_read(data: Path, sizes: Sizes) -> Seconds:
     """Seconds of an impression read."""
-    from read_speed import exhaust
+    from read_speed import exhausted
 
     from pipelines import open_dataset
 
     dataset = open_dataset(data / "blocks")
     batches = dataset.read("train", sizes.batch, shuffle=True, seed=1)
-    return _each(lambda: exhaust(batches), sizes.repeats, dataset.rows("train"))
+    return _each(lambda: exhausted(batches), sizes.repeats, dataset.rows("train"))
 
 
 def prepare_convert(data: Path, sizes: Sizes) -> None:
@@ -153,7 +154,11 @@ def measure_convert(data: Path, sizes: Sizes) -> Seconds:
     """Seconds of an impression converted."""
     from convert_speed import convert_seconds
 
-    return _each(lambda: convert_seconds(data / RAW), sizes.repeats, sizes.impressions)
+    def convert() -> None:
+        with tempfile.TemporaryDirectory(dir=data) as folder:
+            convert_seconds(data / RAW, Path(folder) / "out")
+
+    return _each(convert, sizes.repeats, sizes.impressions)
 
 
 def prepare_score(data: Path, sizes: Sizes) -> None:

@@ -30,8 +30,8 @@ COMMANDS = {
     "embedding_rows": "--rows 2300 --steps 2 --rounds 1",
     "scale_curves": "--smoke",
     "score_speed": "--smoke",
-    "read_speed": "--rows 20000 --batch-size 256 --repeats 1",
-    "convert_speed": "--rows 20000 --repeats 1",
+    "read_speed": "--smoke",
+    "convert_speed": "--smoke",
     "compare_revisions": "HEAD --what train --smoke",
 }
 GIT = shutil.which("git")

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common import machine
 from machine_limits import SMOKE_SIZES, measure, write_log
 from peers.environments import COMMAND, python_of
 from peers.measuring import Job, table_sizes
@@ -121,16 +121,6 @@ class Session:
 
     def _folder(self, rows: int) -> Path:
         return self.work / f"log-{rows}"
-
-
-def machine() -> str:
-    """Processor and number of cores, so that results of two machines are never mixed."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def commit() -> str:
