@@ -1,13 +1,11 @@
-"""What the benchmarks share: a raw log of Ali-CCP's shape, medians, the peak memory of a process, kept results."""
+"""What the benchmarks share: a raw log of Ali-CCP's shape, medians, the machine, kept results."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,12 +78,6 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def peak_megabytes() -> float:
-    """Largest resident memory that this process has had, in MB (10**6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def machine() -> str:

@@ -30,7 +30,7 @@ from peers.measuring import FIELDS, table_sizes
 from pipelines import Categorical, Label, Schema
 from pipelines.convert import SCHEMA
 from pipelines.manifest import MANIFEST, Manifest
-from pipelines.records import BLOCK_ROWS
+from pipelines.records import BLOCK_ROWS, Storage
 from pipelines.schema import Fitted, HashSplit
 from pipelines.schema_file import save_schema
 from pipelines.write import SplitWriter
@@ -83,12 +83,12 @@ def write_dataset(folder: Path, sizes: Sequence[int], ids: np.ndarray, labels: n
     """Encoded impressions as a dataset whose only split with rows is `train`."""
     folder.mkdir(parents=True)
     schema = schema_of(sizes, labels.shape[1])
-    writer = SplitWriter(folder, "train", schema, "blocks", len(ids), SHARDS, (), lambda closed: None)
+    writer = SplitWriter(folder, "train", schema, Storage(shards=SHARDS), len(ids), (), lambda closed: None)
     for start in range(0, len(ids), _CHUNK_ROWS):
         chunk = slice(start, min(start + _CHUNK_ROWS, len(ids)))
         encoded = {feature.name: ids[chunk, i] for i, feature in enumerate(schema.features)}
         encoded |= {label.name: labels[chunk, i].astype(np.int64) for i, label in enumerate(schema.labels)}
-        writer.add(encoded, chunk.stop - chunk.start)
+        writer.add(writer.records(encoded, chunk.stop - chunk.start))
     save_schema(schema, folder / SCHEMA)
     manifest = Manifest(
         layout="blocks",

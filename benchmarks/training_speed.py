@@ -3,7 +3,8 @@
     python benchmarks/peers/environments.py          # once: an environment for each peer
     python benchmarks/training_speed.py [--rows 100000 2000000 20000000] [--modes documented matched]
         [--peers ours torch_rechub deepctr keras_textbook tfrs] [--rounds 5] [--steps 100] [--seconds 15]
-        [--ids zipf|uniform] [--model mmoe|shared_bottom|ple] [--dtype mixed_bfloat16] [--name main] [--smoke]
+        [--ids zipf|uniform] [--model mmoe|shared_bottom|ple] [--dtype mixed_bfloat16] [--name main]
+        [--plot docs/images/training_speed.png] [--smoke]
 
 MMoE with 4 experts 256-128, towers 64, 23 fields, embeddings of 16, batch 4096, Adam, click and ctcvr; or another model
 that the peers have (`peers/measuring.py` says with which sizes; TFRS has a program for MMoE alone). Each run is a
@@ -41,6 +42,7 @@ from machine_limits import SMOKE_SIZES, measure, write_log
 from peers.environments import COMMAND, python_of
 from peers.measuring import Job, table_sizes
 from rich.console import Console
+from training_figure import training_figure
 from training_table import OURS, growth, limits_key, run_key, spread, table_of
 
 HERE = Path(__file__).resolve().parent
@@ -210,6 +212,11 @@ def print_tables(session: Session) -> None:
             table = table_of(entry, rows, mode, options.peers, session.job_of(rows, mode).as_json())
             if table.row_count:
                 session.console.print(table)
+    if options.plot is not None and entry["runs"]:
+        job = session.job_of(options.rows[0], options.modes[0]).as_json()
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        training_figure(entry, options.rows, options.modes, options.peers, job).savefig(options.plot, dpi=150)
+        session.console.print(f"plot: {options.plot}")
     for mode in options.modes:
         for rows in options.rows[1:]:
             found = growth(entry["runs"], options.rows[0], rows, mode)
@@ -236,6 +243,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="mmoe")
     parser.add_argument("--dtype", choices=("float32", "mixed_bfloat16"), default="float32")
     parser.add_argument("--name", default="main", help="what the results stand under")
+    parser.add_argument("--plot", type=Path, help="where the figure goes: a .png, .svg or .pdf file")
     parser.add_argument("--smoke", action="store_true", help="ours and keras_textbook, tiny, nothing kept")
     options = parser.parse_args()
     if options.warmup < 1:
