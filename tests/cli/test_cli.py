@@ -1,4 +1,8 @@
-"""The command line as a user types it: real processes, real files."""
+"""The command line as a user types it, on real files.
+
+Each kind of command runs once as a process of its own (`mtlzoo`); what varies its arguments runs in this process
+(`here`), through the same function.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from in_process import run_here
 
 from mtlzoo.cli.settings import parse_settings, parse_value
 
@@ -24,9 +29,18 @@ def mtlzoo(*arguments: object, code: int = 0, cwd: Path | None = None) -> subpro
     return done
 
 
+def here(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+    done = run_here(*arguments)
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 def refused(*arguments: object, code: int = 1) -> str:
+    return message_of(here(*arguments, code=code))
+
+
+def message_of(done: subprocess.CompletedProcess) -> str:
     """The message of a command that must fail: no traceback, nothing on standard output."""
-    done = mtlzoo(*arguments, code=code)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     return " ".join(done.stderr.split())
@@ -67,20 +81,20 @@ def test_inspect_and_check(work):
 
 def test_new_logs_converted_like_a_dataset_are_evaluated(work, tmp_path):
     log, like = work / "raw/impressions.parquet", ["--like", work / "data"]
-    shown = mtlzoo("data", "convert", log, *like, "--out", tmp_path / "again")
+    shown = here("data", "convert", log, *like, "--out", tmp_path / "again")
     assert "columns that the schema does not name" not in shown.stderr
-    assert "test" in mtlzoo("data", "inspect", tmp_path / "again").stdout
+    assert "test" in here("data", "inspect", tmp_path / "again").stdout
     found, wanted = (
-        json.loads(mtlzoo("evaluate", work / "run", "--data", data, "--json").stdout)
+        json.loads(here("evaluate", work / "run", "--data", data, "--json").stdout)
         for data in (tmp_path / "again", work / "data")
     )
     assert found["tasks"] == wanted["tasks"]
     plain = yaml.safe_load((work / "raw/schema.yaml").read_text())
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(plain | {"split": {"by": "files", "train": "-", "test": "*"}}))
-    mtlzoo("data", "convert", log, *like, "--schema", tmp_path / "schema.yaml", "--out", tmp_path / "all")
-    evaluation = json.loads(mtlzoo("evaluate", work / "run", "--data", tmp_path / "all", "--json").stdout)
+    here("data", "convert", log, *like, "--schema", tmp_path / "schema.yaml", "--out", tmp_path / "all")
+    evaluation = json.loads(here("evaluate", work / "run", "--data", tmp_path / "all", "--json").stdout)
     assert evaluation["rows"] == 30_000
-    report = json.loads(mtlzoo("data", "check", tmp_path / "all", "--json").stdout)
+    report = json.loads(here("data", "check", tmp_path / "all", "--json").stdout)
     empty = {finding["split"] for finding in report["findings"] if finding["kind"] == "empty_split"}
     assert empty == {"train", "valid"}
 
@@ -104,13 +118,13 @@ def test_train_keeps_the_settings(work):
 
 def test_a_run_that_sees_some_features_is_evaluated_exported_and_verified(work, tmp_path):
     sees = ["--set", "without=user_id,item_id"]
-    mtlzoo(
+    here(
         "train", "shared_bottom", "--data", work / "data", "--out", tmp_path / "run", "--epochs", 1, *SMALL, *sees
     )  # fmt: skip
-    json.loads(mtlzoo("evaluate", tmp_path / "run", "--data", work / "data", "--json").stdout)
-    version = mtlzoo("export", tmp_path / "run", "--out", tmp_path / "served").stdout.strip()
+    json.loads(here("evaluate", tmp_path / "run", "--data", work / "data", "--json").stdout)
+    version = here("export", tmp_path / "run", "--out", tmp_path / "served").stdout.strip()
     for of_run in ([], ["--run", tmp_path / "run"]):
-        checks = json.loads(mtlzoo("verify", version, "--data", work / "data", *of_run, "--json").stdout)["checks"]
+        checks = json.loads(here("verify", version, "--data", work / "data", *of_run, "--json").stdout)["checks"]
         assert {check["name"]: check["ok"] for check in checks}["signatures agree"] is True
     assert "no feature itm" in refused(
         "train", "shared_bottom", "--data", work / "data", "--out", tmp_path / "other", "--set", "without=itm"
@@ -125,7 +139,7 @@ def test_evaluate_prints_the_promised_json(work):
     for values in evaluation["tasks"].values():
         assert list(values) == keys
     assert evaluation["tasks"]["click"]["rows"] == evaluation["rows"]
-    assert "ctcvr" in mtlzoo("evaluate", work / "run", "--split", "valid", "--data", work / "data").stdout
+    assert "ctcvr" in here("evaluate", work / "run", "--split", "valid", "--data", work / "data").stdout
 
 
 def test_export_prints_the_version_directory(work):
@@ -141,7 +155,7 @@ def test_models_lists_every_model():
 
 def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
     data = ["--data", work / "data", "--out", tmp_path / "run"]
-    assert "there is no model 'mmo'; did you mean 'mmoe'" in refused("train", "mmo", *data)
+    assert "there is no model 'mmo'; did you mean 'mmoe'" in message_of(mtlzoo("train", "mmo", *data, code=1))
     assert "no setting 'expertz'; its arguments: num_experts" in refused("train", "mmoe", *data, "--set", "expertz=3")
     assert "--set takes KEY=VALUE, got 'x'" in refused("train", "mmoe", *data, "--set", "x")
     assert "learning_rate" in refused("train", "mmoe", *data, "--set", "learning_rate=fast")
