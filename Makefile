@@ -1,11 +1,11 @@
 # make demo: the whole job on synthetic impressions; make test: the whole suite; make smoke: tiny runs of every
-# benchmark of speed. All install what they need.
+# benchmark of speed; make zoo: the trained models under saved_models, anew. All install what they need.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test smoke lint format clean
+.PHONY: demo test smoke zoo lint format clean
 
 demo: $(STAMP)
 	$(BIN)/mtlzoo demo
@@ -20,6 +20,9 @@ lint: $(STAMP)
 
 smoke: $(STAMP)
 	$(BIN)/python benchmarks/smoke.py
+
+zoo: $(STAMP)
+	$(BIN)/python -m mtlzoo.zoo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """A model zoo for multi-task click and conversion ranking in Keras 3 on TensorFlow.
 
 Modules: `models`, `layers`, `losses`, `metrics`, `optimizers`, `callbacks`, `training`, `inspection`, `scoring`,
-`serving`, `tasks`.
+`serving`, `tasks`, `tuning`.
 """
 
 import importlib
@@ -21,6 +21,7 @@ _MODULES = (
     "serving",
     "tasks",
     "training",
+    "tuning",
 )
 
 __all__ = ["__version__", *_MODULES]

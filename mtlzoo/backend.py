@@ -63,6 +63,11 @@ def is_distributed(model: Any) -> bool:
     return tf.distribute.has_strategy() or model.distribute_strategy is not tf.distribute.get_strategy()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of an accelerator, was exhausted."""
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+
+
 def compiled(function: Any, batches: Any) -> Any:
     """A function of features as one graph for batches of any size; Keras traces anew where a last batch is shorter.
 

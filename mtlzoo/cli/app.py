@@ -1,4 +1,4 @@
-"""The commands around models: train, evaluate, score, explain, export, verify, serve, predict, models, demo."""
+"""The commands around models: train, evaluate, tune, score, explain, export, verify, serve, predict, models, demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mtlzoo.cli.predict import predict
 from mtlzoo.cli.score import score
 from mtlzoo.cli.serve import serve
 from mtlzoo.cli.server_config import server_config
+from mtlzoo.cli.tune import tune
 from mtlzoo.cli.verify import verify
 
 app = typer.Typer(
@@ -112,6 +113,7 @@ def evaluate(
         )
 
 
+app.command()(tune)
 app.command()(score)
 app.command()(explain)
 

@@ -12,6 +12,7 @@ from mtlzoo.models.dtn import DTN
 from mtlzoo.models.mmoe import MMoE
 from mtlzoo.models.ncs4cvr import NCS4CVR
 from mtlzoo.models.ple import PLE
+from mtlzoo.models.pretrained import load
 from mtlzoo.models.shared_bottom import SharedBottom
 from mtlzoo.models.single_task import SingleTask
 from pipelines.schema import Schema
@@ -38,6 +39,7 @@ __all__ = [
     "SingleTask",
     "arguments_of",
     "create",
+    "load",
 ]
 
 

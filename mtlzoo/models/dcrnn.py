@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 from keras import ops
@@ -14,6 +14,7 @@ from mtlzoo.layers import MLP, FeatureFilter, InformationTransfer, RecurrentCros
 from mtlzoo.models.base import MultiTaskModel, weighted_losses
 from mtlzoo.models.histories import read_histories
 from mtlzoo.models.inputs import EmbeddedFeatures, embed_features, model_inputs
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -80,6 +81,18 @@ class DCRNN(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "units": Choice((96, 192, 384)),
+        "sharing": Choice((1 / 3, 1 / 2, 2 / 3, 1.0)),
+        "steps": Range(1, 4),
+        "cell": Choice(("vanilla", "gru", "lstm")),
+        "tied": Choice((False, True)),
+        "transfer": Choice((False, True)),
+        "tower_units": TOWER_UNITS,
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from mtlzoo.layers import FeatureScale, InputGates, ModuleGate, Probability, Tas
 from mtlzoo.models.base import MultiTaskModel, tower_logit, weighted_losses
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -78,6 +79,18 @@ class DTN(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "interactions": Choice((("gdcn",), ("masknet", "gdcn"), ("masknet", "gdcn", "memonet"))),
+        "interaction_units": Choice((64, 128, 256)),
+        "task_groups": Choice((False, True)),
+        "tsn_detach": Choice((False, True)),
+        "fusion": Choice(("concat", "sum")),
+        "gate_input": Choice(("features", "modules")),
+        "tower_units": TOWER_UNITS,
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -11,6 +11,7 @@ from mtlzoo.layers import SoftmaxGate, StackedExperts
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -45,6 +46,14 @@ class MMoE(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "num_experts": Range(2, 8),
+        "expert_units": Choice(((64,), (128,), (256,), (256, 128))),
+        "tower_units": TOWER_UNITS,
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 
@@ -11,6 +11,7 @@ from mtlzoo.losses import Focal, SquaredError
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.folded_trunk import with_folded_masks
 from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -81,6 +82,17 @@ class NCS4CVR(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "trunk_units": Choice(((256, 128), (512, 256), (512, 256, 128))),
+        "tower_units": Choice(((), (64,), (128, 64))),
+        "pairwise_dots": Choice((False, True)),
+        "l0": Range(1e-9, 1e-5, log=True),
+        "initial_density": Choice((0.5, 0.75, 0.9)),
+        "gate_scale": Range(1.0, 30.0, log=True),
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

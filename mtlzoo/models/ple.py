@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -10,6 +10,7 @@ from mtlzoo.layers import ExtractionLevel
 from mtlzoo.layers.mlp import checked_count
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -52,6 +53,16 @@ class PLE(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "num_levels": Range(1, 3),
+        "own_experts": Range(1, 4),
+        "shared_experts": Range(1, 4),
+        "expert_units": Choice(((64,), (128,), (256, 128))),
+        "tower_units": TOWER_UNITS,
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

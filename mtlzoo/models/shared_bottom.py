@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -36,6 +37,13 @@ class SharedBottom(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "bottom_units": Choice(((128,), (256, 128), (512, 256), (512, 256, 128))),
+        "tower_units": TOWER_UNITS,
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel
 from mtlzoo.models.inputs import embed_features, model_inputs
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -40,6 +41,12 @@ class SingleTask(MultiTaskModel):
         >>> model.compile()
         >>> history = model.fit(dataset.read("train", shuffle=True))
     """
+
+    SEARCH_SPACE: ClassVar[SearchSpace] = {
+        "units": Choice(((128, 64), (256, 128, 64), (512, 256, 128))),
+        "embedding_dim": EMBEDDING_DIM,
+        "dropout": DROPOUT,
+    }
 
     def __init__(
         self,

@@ -125,7 +125,8 @@ def _card_check(version: Path) -> tuple[Check, dict[str, Any]]:
         card = read_model_card(version)
     except DataError as error:
         return Check("model card", False, str(error)), {}
-    return Check("model card", True, f"{card.get('model')} of {card.get('created')}"), card
+    day = f" of {card['created']}" if card.get("created") else ""
+    return Check("model card", True, f"{card.get('model')}{day}"), card
 
 
 def _rows(
