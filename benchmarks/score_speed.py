@@ -14,13 +14,12 @@ work on the training split, from TFRecords:
 
 They take turns in rounds, and the ratio within a round is what counts: machines drift, rounds do not. Wanted: scoring
 at 4 times the rate of training or more. Results are kept in `benchmarks/results/score_speed.json`, one entry per
-setting, which a new run replaces. `--smoke` sees in seconds that it works, and keeps nothing.
+setting and machine, which a new run replaces. `--smoke` sees in seconds that it works, and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -32,7 +31,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from common import FIELDS, int_schema, write_int_log
+from common import FIELDS, int_schema, keep_result, write_int_log
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +39,6 @@ import pipelines
 from mtlzoo.callbacks import Throughput
 from mtlzoo.models import MMoE
 from mtlzoo.scoring import score
-from mtlzoo.training.run import read_json, write_json
 from pipelines.schema import Schema
 
 RESULTS = Path(__file__).resolve().parent / "results" / "score_speed.json"
@@ -74,7 +72,7 @@ def main() -> None:
         rates = _measured(model, dataset, Path(folder) / "scores.parquet", options, console)
     result = {**summary(rates), "rates": rates, "parameters": model.count_params(), "cores": os.cpu_count()}
     if not smoke:
-        _keep(result, options)
+        keep_result(RESULTS, vars(options), result)
     console.print(_table(result, options))
 
 
@@ -147,12 +145,6 @@ def summary(rates: Rates) -> dict[str, Any]:
 def _spread(values: list[float]) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "lower_quartile": low, "upper_quartile": high, "least": min(values), "most": max(values)}
-
-
-def _keep(result: dict[str, Any], options: argparse.Namespace) -> None:
-    kept: dict[str, Any] = read_json(RESULTS) if RESULTS.exists() else {}
-    kept[json.dumps(vars(options), sort_keys=True)] = result
-    write_json(RESULTS, kept)
 
 
 def _table(result: dict[str, Any], options: argparse.Namespace) -> Table:
