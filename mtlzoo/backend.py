@@ -81,39 +81,40 @@ def compiled(function: Any, batches: Any) -> Any:
     return tf.function(function, input_signature=[batches.element_spec[0]], autograph=False)
 
 
-def sum_repeated_rows(gradient: Any) -> Any:
-    """A row-sparse gradient in which each row stands once, as the sum of its repetitions.
+def sums_of_rows(gradient: Any) -> tuple[Any, Any, Any]:
+    """What a row-sparse gradient says of each row, over the row's occurrences in the batch.
 
     Args:
-        gradient: `tf.IndexedSlices`.
+        gradient: `tf.IndexedSlices`; rows may repeat.
 
     Returns:
-        `tf.IndexedSlices` of the same dense value, with distinct indices.
+        The rows' ids `[distinct]`, each once; the sums of their gradients `[distinct, width]`; and the sums of the
+        squares of their gradients, element by element, of the same shape.
     """
     if gradient.dense_shape is None:
-        return tf.IndexedSlices(*reversed(_summed_by_unique(gradient)))
+        return _summed_by_unique(gradient)
     rows = gradient.dense_shape[0]
-    ids, sums = tf.cond(
+    return tf.cond(
         tf.size(gradient.indices, rows.dtype) < rows,
         lambda: _summed_by_unique(gradient),
         lambda: _summed_by_row(gradient),
     )
-    return tf.IndexedSlices(sums, ids, gradient.dense_shape)
 
 
-def _summed_by_unique(gradient: Any) -> tuple[Any, Any]:
+def _summed_by_unique(gradient: Any) -> tuple[Any, Any, Any]:
     ids, places = tf.unique(gradient.indices)
-    return ids, _sums(gradient.values, places, tf.size(ids))
+    return ids, *(_sums(x, places, tf.size(ids)) for x in (gradient.values, tf.square(gradient.values)))
 
 
-def _summed_by_row(gradient: Any) -> tuple[Any, Any]:
+def _summed_by_row(gradient: Any) -> tuple[Any, Any, Any]:
     """For gradients that name more rows than there are: finding the distinct ones by hashing would cost more."""
     indices, rows = gradient.indices, gradient.dense_shape[0]
     named = tf.raw_ops.DenseBincount(
         input=indices, size=tf.cast(rows, indices.dtype), weights=tf.zeros([0]), binary_output=True
     )
     ids = tf.cast(tf.where(named > 0)[:, 0], indices.dtype)
-    return ids, tf.gather(_sums(gradient.values, indices, rows), ids)
+    sums = (_sums(x, indices, rows) for x in (gradient.values, tf.square(gradient.values)))
+    return ids, *(tf.gather(x, ids) for x in sums)
 
 
 def _sums(values: Any, places: Any, count: Any) -> Any:
@@ -148,11 +149,35 @@ def map_summed_rows(function: Any, gradients: list[Any]) -> list[Any]:
         Gradients of the same kinds.
     """
     padded = [_summed_and_padded(g) if is_row_sparse(g) else g for g in gradients]
-    mapped = function([g.values if is_row_sparse(g) else g for g in padded])
+    mapped = function([_values(g) for g in padded])
     return [
         tf.IndexedSlices(m, g.indices, g.dense_shape) if is_row_sparse(g) else m
         for g, m in zip(padded, mapped, strict=True)
     ]
+
+
+def scale_summed_rows(function: Any, gradients: list[Any]) -> list[Any]:
+    """As `map_summed_rows`, for a function that multiplies each tensor by one number; occurrences stay apart.
+
+    Args:
+        function: From a list of tensors to the same tensors, each times a number of its own.
+        gradients: Tensors and `tf.IndexedSlices`.
+
+    Returns:
+        Gradients of the same kinds; the row-sparse ones with every occurrence of a row times that number.
+    """
+    padded = [_values(_summed_and_padded(g) if is_row_sparse(g) else g) for g in gradients]
+    scaled = function(padded)
+    return [
+        tf.IndexedSlices(g.values * tf.math.divide_no_nan(tf.norm(s), tf.norm(p)), g.indices, g.dense_shape)
+        if is_row_sparse(g)
+        else s
+        for g, p, s in zip(gradients, padded, scaled, strict=True)
+    ]
+
+
+def _values(gradient: Any) -> Any:
+    return gradient.values if is_row_sparse(gradient) else gradient
 
 
 def _summed_and_padded(gradient: Any) -> Any:

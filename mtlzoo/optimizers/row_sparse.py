@@ -15,8 +15,12 @@ class RowSparse(keras.optimizers.Optimizer):
 
     Keras's optimizers make a dense update of the whole variable out of such a gradient. Here:
 
-    - Repeated rows are summed first, as the dense gradient would have it.
-    - Clipping works on the summed rows, so that norms are those of the dense gradient.
+    - A row that occurs several times in a batch moves along the sum of its gradients, while the squares that second
+      moments and accumulators take are summed occurrence by occurrence: `sum_i g_i^2`, not `(sum_i g_i)^2`. Keras's
+      optimizers do the same where the gradient of a table is row-sparse. It is no detail: where occurrences agree, a
+      row that occurs k times moves up to sqrt(k) times as far, and tables learn faster (docs/speed.md).
+    - Norms for clipping are those of the dense gradient. `clipvalue` clips the summed rows, each of which then counts
+      as one occurrence.
     - Weight decay reaches a row only in steps whose batch names it; Keras would decay the whole table at every step.
       Variables with a dense gradient decay as in Keras.
     - `gradient_accumulation_steps` and `loss_scale_factor` are refused: Keras accumulates in a dense copy of the table,
@@ -24,19 +28,34 @@ class RowSparse(keras.optimizers.Optimizer):
     - `use_ema` works, but Keras averages whole tables: each step then costs a pass over them.
 
     A subclass gives `_update_rows`; dense gradients go to the `update_step` of the Keras optimizer behind.
+
+    Args:
+        *args: Of the Keras optimizer behind.
+        sum_before_squaring: Whether squares are those of a row's summed gradient, `(sum_i g_i)^2`: what the optimizer
+            does with the same gradient as a dense tensor, and what lazy Adams of other libraries do. Defaults to False.
+        **kwargs: Of the Keras optimizer behind.
+
+    Source: our design; squaring before the sum is what Wang and Aitchison, "Batch size invariant Adam"
+    (arXiv 2402.18824), do with parts of a batch.
     """
+
+    def __init__(self, *args: Any, sum_before_squaring: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sum_before_squaring = bool(sum_before_squaring)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves one variable; called by Keras."""
         if not backend.is_row_sparse(gradient):
             self._update_dense(gradient, variable, learning_rate)
             return
-        gradient = backend.sum_repeated_rows(gradient)
-        ids, rows = gradient.indices, ops.cast(gradient.values, variable.dtype)
+        ids, *sums = backend.sums_of_rows(gradient)
+        rows, squares = (ops.cast(x, variable.dtype) for x in sums)
+        if self.sum_before_squaring:
+            squares = ops.square(rows)
         if self._decays(variable):
             decayed = backend.gather_rows(variable, ids) * self._decay(variable, learning_rate)
             backend.subtract_from_rows(variable, ids, decayed)
-        self._update_rows(ids, rows, variable, ops.cast(learning_rate, variable.dtype))
+        self._update_rows(ids, rows, squares, variable, ops.cast(learning_rate, variable.dtype))
 
     def _update_dense(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves a whole variable, as Keras does."""
@@ -44,8 +63,8 @@ class RowSparse(keras.optimizers.Optimizer):
             self.assign_sub(variable, variable * self._decay(variable, learning_rate))
         super().update_step(gradient, variable, learning_rate)
 
-    def _update_rows(self, ids: Any, gradients: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves the rows `ids`, which are distinct, along `gradients`, one row each."""
+    def _update_rows(self, ids: Any, gradients: Any, squares: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves the rows `ids`, which are distinct, along `gradients`; `squares` feed moments. One row of each."""
         raise NotImplementedError
 
     def _decays(self, variable: Any) -> bool:
@@ -60,7 +79,8 @@ class RowSparse(keras.optimizers.Optimizer):
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         if self.clipnorm is None and self.global_clipnorm is None and self.clipvalue is None:
             return grads
-        return backend.map_summed_rows(super()._clip_gradients, grads)
+        clip = backend.scale_summed_rows if self.clipvalue is None else backend.map_summed_rows
+        return clip(super()._clip_gradients, grads)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Applies gradients; called by Keras.
@@ -78,6 +98,10 @@ class RowSparse(keras.optimizers.Optimizer):
                         f"of an embedding table; {_INSTEAD[option]}"
                     )
         super().apply(grads, trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of `__init__`."""
+        return {**super().get_config(), "sum_before_squaring": self.sum_before_squaring}
 
 
 _INSTEAD = {

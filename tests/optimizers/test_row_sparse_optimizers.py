@@ -37,20 +37,21 @@ def dense(ids, values) -> np.ndarray:
 
 
 class NumpyLazyAdam:
-    def __init__(self, w, lr, b1=0.9, b2=0.999, eps=1e-7):
+    def __init__(self, w, lr, b1=0.9, b2=0.999, eps=1e-7, sum_before_squaring=False):
         self.w, self.m, self.v, self.t = w.astype("float64"), np.zeros(w.shape), np.zeros(w.shape), 0
         self.lr, self.b1, self.b2, self.eps = lr, b1, b2, eps
+        self.sum_before_squaring = sum_before_squaring
 
     def step(self, ids, values):
         self.t += 1
-        g = dense(ids, values).astype("float64")
-        self.move(set(ids), g)
+        g, squares = (dense(ids, x).astype("float64") for x in (values, values**2))
+        self.move(set(ids), g, g**2 if self.sum_before_squaring else squares)
 
-    def move(self, places, g):
+    def move(self, places, g, squares):
         rate = self.lr * np.sqrt(1 - self.b2**self.t) / (1 - self.b1**self.t)
         for i in places:
             self.m[i] = self.b1 * self.m[i] + (1 - self.b1) * g[i]
-            self.v[i] = self.b2 * self.v[i] + (1 - self.b2) * g[i] ** 2
+            self.v[i] = self.b2 * self.v[i] + (1 - self.b2) * squares[i]
             self.w[i] -= rate * self.m[i] / (np.sqrt(self.v[i]) + self.eps)
 
 
@@ -69,9 +70,10 @@ def test_dense_gradients_are_keras_s_own_step(ours, theirs, options):
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_lazy_adam_against_numpy_with_repeated_ids(in_graph):
-    variable, optimizer = table(), LazyAdam(0.05)
-    reference = NumpyLazyAdam(variable.numpy(), 0.05)
+@pytest.mark.parametrize("sum_before_squaring", [False, True])
+def test_lazy_adam_against_numpy_with_repeated_ids(in_graph, sum_before_squaring):
+    variable, optimizer = table(), LazyAdam(0.05, sum_before_squaring=sum_before_squaring)
+    reference = NumpyLazyAdam(variable.numpy(), 0.05, sum_before_squaring=sum_before_squaring)
     optimizer.build([variable])
 
     def apply(ids, values):
@@ -89,9 +91,9 @@ def test_lazy_adam_against_numpy_with_repeated_ids(in_graph):
     "options",
     [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.3}, {"weight_decay": 0.1}, {"use_ema": True}],
 )
-def test_when_every_row_is_touched_it_is_keras_s_dense_step(ours, theirs, options):
+def test_when_every_row_is_touched_it_is_keras_s_step_on_the_dense_gradient(ours, theirs, options):
     a, b = table(), table()
-    ours, theirs = ours(0.05, **options), theirs(0.05, **options)
+    ours, theirs = ours(0.05, sum_before_squaring=True, **options), theirs(0.05, **options)
     for _, values in random_steps(20, ids_per_step=2 * ROWS):
         ids = [*range(ROWS), *range(ROWS)]  # each row twice: clipping must see the sum
         ours.apply([slices(ids, values)], [a])
@@ -101,19 +103,55 @@ def test_when_every_row_is_touched_it_is_keras_s_dense_step(ours, theirs, option
     np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_adagrad_on_some_rows_is_keras_s_dense_step():
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_when_every_row_is_touched_it_is_keras_s_step_on_the_row_sparse_gradient(ours, theirs):
+    """Keras squares occurrence by occurrence."""
     a, b = table(), table()
-    ours, theirs = RowSparseAdagrad(0.05), keras.optimizers.Adagrad(0.05)
-    for ids, values in random_steps(20, ids_per_step=3):
-        ours.apply([slices(ids, values)], [a])
-        theirs.apply([tf.constant(dense(ids, values))], [b])
+    ours, theirs = ours(0.05), theirs(0.05)
+    for _, values in random_steps(20, ids_per_step=2 * ROWS):
+        gradient = slices([*range(ROWS), *range(ROWS)], values)
+        ours.apply([gradient], [a])
+        theirs.apply([gradient], [b])
     np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_first_adagrad_step_by_hand():
-    variable, optimizer = keras.Variable(np.ones((ROWS, WIDTH), "float32")), RowSparseAdagrad(0.5, 0.0, epsilon=0.0)
-    optimizer.apply([slices([2, 2], [[1.0] * WIDTH, [2.0] * WIDTH])], [variable])  # a = 3^2, step = .5 * 3 / 3
-    np.testing.assert_allclose(variable.numpy()[:, 0], [1, 1, 0.5, 1, 1, 1])
+@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("option", ["clipnorm", "global_clipnorm"])
+def test_clipping_by_a_norm_scales_occurrences_by_what_the_summed_gradient_needs(ours, option):
+    clipped, scaled = table(), table()
+    ids, ((_, values),) = [0, 2, 2, 2], random_steps(1, ids_per_step=4)
+    norm = np.linalg.norm(dense(ids, values))
+    ours(0.05, **{option: norm / 4}).apply([slices(ids, values)], [clipped])
+    ours(0.05).apply([slices(ids, values / 4)], [scaled])
+    np.testing.assert_allclose(clipped.numpy(), scaled.numpy(), rtol=1e-6)
+    assert np.any(clipped.numpy() != table().numpy())
+
+
+@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("option", ["clipnorm", "global_clipnorm"])
+def test_a_gradient_of_zeros_survives_clipping_by_a_norm(ours, option):
+    variable = table()
+    ours(0.05, **{option: 1.0}).apply([slices([1, 1], np.zeros((2, WIDTH)))], [variable])
+    np.testing.assert_array_equal(variable.numpy(), table().numpy())
+
+
+@pytest.mark.parametrize("sum_before_squaring", [False, True])
+def test_adagrad_on_some_rows_is_keras_s_step(sum_before_squaring):
+    a, b = table(), table()
+    ours = RowSparseAdagrad(0.05, sum_before_squaring=sum_before_squaring)
+    theirs = keras.optimizers.Adagrad(0.05)
+    for ids, values in random_steps(20, ids_per_step=3):
+        ours.apply([slices(ids, values)], [a])
+        theirs.apply([tf.constant(dense(ids, values)) if sum_before_squaring else slices(ids, values)], [b])
+    np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sum_before_squaring", "squares"), [(False, 1.0 + 4.0), (True, 9.0)])
+def test_first_adagrad_step_by_hand(sum_before_squaring, squares):
+    variable = keras.Variable(np.ones((ROWS, WIDTH), "float32"))
+    optimizer = RowSparseAdagrad(0.5, 0.0, epsilon=0.0, sum_before_squaring=sum_before_squaring)
+    optimizer.apply([slices([2, 2], [[1.0] * WIDTH, [2.0] * WIDTH])], [variable])
+    np.testing.assert_allclose(variable.numpy()[:, 0], [1, 1, 1 - 0.5 * 3 / np.sqrt(squares), 1, 1, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("ours", OURS)
@@ -168,7 +206,11 @@ def test_a_schedule_sets_the_rate_of_each_step(ours):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [LazyAdam(0.01, beta_1=0.8, clipnorm=1.0), RowSparseAdagrad(0.1, initial_accumulator_value=0.2, weight_decay=0.01)],
+    [
+        LazyAdam(0.01, beta_1=0.8, clipnorm=1.0, sum_before_squaring=True),
+        RowSparseAdagrad(0.1, initial_accumulator_value=0.2, weight_decay=0.01),
+        RowSparseAdagrad(sum_before_squaring=True),
+    ],
 )
 def test_serialization(optimizer):
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
@@ -274,7 +316,7 @@ def test_skip_zeros_leaves_elements_without_gradient_alone():
         moved = np.flatnonzero(gradient)
         reference.w[moved] *= 1 - 0.05 * 0.1
         reference.t += 1
-        reference.move(moved, gradient.reshape(-1, 1))
+        reference.move(moved, gradient.reshape(-1, 1), gradient.reshape(-1, 1) ** 2)
     np.testing.assert_allclose(variable.numpy().reshape(-1, 1), reference.w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(optimizer._momentums[0].numpy().reshape(-1, 1), reference.m, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(optimizer._velocities[0].numpy().reshape(-1, 1), reference.v, rtol=1e-5, atol=1e-6)

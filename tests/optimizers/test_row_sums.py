@@ -1,4 +1,4 @@
-"""`backend.sum_repeated_rows`: the sums of numpy, whichever way it finds the distinct rows."""
+"""`backend.sums_of_rows`: the sums of numpy, whichever way it finds the distinct rows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def test_sums_are_those_of_numpy(rows, width, dtype, in_graph):
     values = rng.integers(-8, 8, (60, width)).astype(dtype)  # whole numbers, so that sums are exact
 
     def summed(values, ids):
-        gradient = tf.IndexedSlices(values, ids, tf.constant([rows, width]))
-        result = backend.sum_repeated_rows(gradient)
-        return result.indices, result.values
+        return backend.sums_of_rows(tf.IndexedSlices(values, ids, tf.constant([rows, width])))
 
-    indices, sums = (tf.function(summed) if in_graph else summed)(tf.constant(values), tf.constant(ids))
+    indices, *sums = (tf.function(summed) if in_graph else summed)(tf.constant(values), tf.constant(ids))
     assert sorted(indices.numpy()) == np.unique(ids).tolist()
-    expected = np.zeros((rows, width), dtype)
-    np.add.at(expected, ids, values)
-    np.testing.assert_array_equal(sums.numpy(), expected[indices.numpy()])
+    for found, summands in zip(sums, (values, values**2), strict=True):
+        expected = np.zeros((rows, width), dtype)
+        np.add.at(expected, ids, summands)
+        np.testing.assert_array_equal(found.numpy(), expected[indices.numpy()])
 
 
 def test_other_ranks_and_an_unknown_number_of_rows():
     ids, values = np.array([3, 1, 3]), np.arange(12.0, dtype="float32").reshape(3, 2, 2)
-    result = backend.sum_repeated_rows(tf.IndexedSlices(tf.constant(values), tf.constant(ids)))
-    assert result.indices.numpy().tolist() == [3, 1]
-    np.testing.assert_array_equal(result.values.numpy(), [values[0] + values[2], values[1]])
+    indices, sums, squares = backend.sums_of_rows(tf.IndexedSlices(tf.constant(values), tf.constant(ids)))
+    assert indices.numpy().tolist() == [3, 1]
+    np.testing.assert_array_equal(sums.numpy(), [values[0] + values[2], values[1]])
+    np.testing.assert_array_equal(squares.numpy(), [values[0] ** 2 + values[2] ** 2, values[1] ** 2])
