@@ -81,6 +81,24 @@ def compiled(function: Any, batches: Any) -> Any:
     return tf.function(function, input_signature=[batches.element_spec[0]], autograph=False)
 
 
+def random_bytes(shape: Any, seed: Any) -> Any:
+    """Random integers from 0 to 255, each as likely; the same ones for the same seed.
+
+    Args:
+        shape: Of the result; entries may be scalar tensors.
+        seed: Integers `[2]`, as a `keras.random.SeedGenerator` gives.
+
+    Returns:
+        uint8 of that shape.
+    """
+    count = tf.reduce_prod(tf.stack(shape))
+    words = tf.random.stateless_uniform(
+        [(count + 3) // 4], tf.cast(seed, tf.int32), minval=None, maxval=None, dtype=tf.uint32
+    )
+    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])
+    return tf.reshape(drawn[:count], shape)
+
+
 def sums_of_rows(gradient: Any) -> tuple[Any, Any, Any]:
     """What a row-sparse gradient says of each row, over the row's occurrences in the batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtlzoo.layers.dropout import Dropout
 from mtlzoo.layers.embedding import EmbeddingTable
 from mtlzoo.layers.experts import StackedExperts
 from mtlzoo.layers.extraction import ExtractionLevel
@@ -25,6 +26,7 @@ from mtlzoo.layers.task_sensitive_gate import TaskSensitiveGate
 __all__ = [
     "MLP",
     "ConditionalLogit",
+    "Dropout",
     "EmbeddingTable",
     "ExtractionLevel",
     "FeatureFilter",

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from mtlzoo.layers.dropout import Dropout
 from mtlzoo.layers.mlp import checked_rate, checked_units
 from mtlzoo.layers.per_part import PerPart
 
@@ -77,7 +78,7 @@ class StackedExperts(keras.layers.Layer):
             self.kernels.append(self._add_kernel(f"kernel_{i}", (experts, width_in, width)))
             self.biases.append(self.add_weight(shape=(experts, 1, width), initializer="zeros", name=f"bias_{i}"))
         rates = [self.dropout] * len(self.units) if self.dropout else []
-        self.dropouts = [keras.layers.Dropout(rate, dtype=self.dtype_policy) for rate in rates]
+        self.dropouts = [Dropout(rate, dtype=self.dtype_policy) for rate in rates]
 
     def _add_kernel(self, name: str, shape: tuple[int, ...]) -> Any:
         initializer = PerPart(self.kernel_initializer.clone(), self.num_experts)

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from mtlzoo.layers.dropout import Dropout
+
 _NORMALIZATIONS = (None, "batch", "layer")
 
 
@@ -80,14 +82,14 @@ class MLP(keras.layers.Layer):
             steps.append(keras.layers.LayerNormalization(dtype=policy))
         steps.append(keras.layers.Activation(self.activation, dtype=policy))
         if self.dropout:
-            steps.append(keras.layers.Dropout(self.dropout, dtype=policy))
+            steps.append(Dropout(self.dropout, dtype=policy))
         return steps
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Runs the layers."""
         x = inputs  # [..., D]
         for step in self.steps:
-            trains = isinstance(step, keras.layers.Dropout | keras.layers.BatchNormalization)
+            trains = isinstance(step, Dropout | keras.layers.BatchNormalization)
             x = step(x, training=training) if trains else step(x)
         return x  # [..., units[-1]]
 

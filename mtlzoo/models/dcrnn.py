@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import keras
 from keras import ops
 
-from mtlzoo.layers import MLP, FeatureFilter, InformationTransfer, RecurrentCross
+from mtlzoo.layers import MLP, Dropout, FeatureFilter, InformationTransfer, RecurrentCross
 from mtlzoo.models.base import MultiTaskModel, weighted_losses
 from mtlzoo.models.histories import read_histories
 from mtlzoo.models.inputs import EmbeddedFeatures, embed_features, model_inputs
@@ -294,7 +294,7 @@ def _joined(parts: Mapping[str, Any], label: str, dropout: float, dtype: Any) ->
     """`[s ; p_t]` of a task, dropped out."""
     own = [parts[part] for part in (_SHARED, label) if part in parts]
     features = keras.layers.Concatenate()(own) if len(own) > 1 else own[0]
-    return keras.layers.Dropout(dropout, dtype=dtype)(features) if dropout else features
+    return Dropout(dropout, dtype=dtype)(features) if dropout else features
 
 
 def _along_the_funnel(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mtlzoo.layers import FeatureScale, InputGates, ModuleGate, Probability, TaskSensitiveGate
+from mtlzoo.layers import Dropout, FeatureScale, InputGates, ModuleGate, Probability, TaskSensitiveGate
 from mtlzoo.models.base import MultiTaskModel, tower_logit, weighted_losses
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
@@ -140,7 +140,7 @@ class DTN(MultiTaskModel):
             mixed = _mixed(label, found, None if weights is None else weights[:, task], sets[task], scaled, dtype)
             fused = ops.sum(mixed, axis=1) if fusion == "sum" else keras.layers.Flatten()(mixed)
             if dropout:
-                fused = keras.layers.Dropout(dropout, dtype=dtype)(fused)
+                fused = Dropout(dropout, dtype=dtype)(fused)
             logits[label] = tower_logit(label, fused, tower_units, dropout, dtype)
 
         # Config

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import keras
 
-from mtlzoo.layers import MaskedDense, PairwiseDots
+from mtlzoo.layers import Dropout, MaskedDense, PairwiseDots
 from mtlzoo.losses import Focal, SquaredError
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.folded_trunk import with_folded_masks
@@ -150,7 +150,7 @@ class NCS4CVR(MultiTaskModel):
         for i, layer in enumerate(trunk):
             hidden = layer(hidden) if i else layer(x)
             if dropout:
-                hidden = [keras.layers.Dropout(dropout, dtype=dtype)(h) for h in hidden]
+                hidden = [Dropout(dropout, dtype=dtype)(h) for h in hidden]
         task_inputs = {label.name: h for label, h in zip(schema.labels, hidden, strict=True)}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
 
