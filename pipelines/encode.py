@@ -18,6 +18,7 @@ from pipelines.vocabulary import (
     parted,
     raw_numbers,
     single_values,
+    standardize_numbers,
     transform_numbers,
     usable_missing_values,
 )
@@ -117,9 +118,7 @@ class Encoder:
             encoded[bucket_key(feature.name)] = np.where(missing, MISSING, FIRST_ID + bucket).astype(np.int64)
         if feature.has_value:
             values = np.where(missing, np.float32(fitted.mean), transform_numbers(feature, raw))
-            if feature.standardize:
-                values = (values - np.float32(fitted.mean)) / np.float32(fitted.std)
-            encoded[feature.name] = values.astype(np.float32)
+            encoded[feature.name] = standardize_numbers(feature, fitted, values)
         if feature.indicator:
             was_missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
             encoded[missing_key(feature.name)] = was_missing.astype(np.float32)

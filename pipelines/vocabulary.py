@@ -311,6 +311,13 @@ def transform_numbers(feature: Numeric, raw: np.ndarray) -> np.ndarray:
     return raw
 
 
+def standardize_numbers(feature: Numeric, fitted: FittedNumeric, transformed: np.ndarray) -> np.ndarray:
+    """Transformed numbers as a model gets them, float32 `[n]`."""
+    if feature.standardize:
+        transformed = (transformed - np.float32(fitted.mean)) / np.float32(fitted.std)
+    return transformed.astype(np.float32)
+
+
 def untransform_numbers(feature: Numeric, values: np.ndarray) -> np.ndarray:
     """The numbers whose `transform_numbers` these are, in their dtype and shape."""
     if feature.transform == "log1p":

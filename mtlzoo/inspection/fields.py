@@ -7,9 +7,9 @@ import numpy as np
 from mtlzoo.callbacks.mask_density import masked_layers, task_names
 from mtlzoo.inspection.sharing import Sharing, open_connections, sharing_of
 from mtlzoo.models import MultiTaskModel
-from pipelines.schema import Schema
+from mtlzoo.models.inputs import fields_by_width
 
-_MISSING = ":missing"
+_MISSING, _VALUE = ":missing", ":value"
 
 
 def input_columns(model: MultiTaskModel) -> list[str]:
@@ -20,7 +20,8 @@ def input_columns(model: MultiTaskModel) -> list[str]:
 
     Returns:
         In order, where the model has them: `f * g` for the dot product of two fields' embeddings, `f[k]` for entry k of
-        a field's embedding, and the numeric columns as the schema names them.
+        a field's embedding (`f:value[k]` of that of a number, beside its bucket's), and the numeric columns as the
+        schema names them.
 
     Raises:
         ValueError: The model's inputs cannot be named: it has no schema, no masks, or another layout.
@@ -38,7 +39,7 @@ def input_fields(model: MultiTaskModel) -> list[str]:
     """The field of each input of a model's first masked layer, as `input_columns` orders them.
 
     The dot products `f * g` of a field f with all fields together count as the field `f * all`. The indicator of
-    missing values counts to its feature.
+    missing values and the embedding of a number count to their feature.
 
     Raises:
         ValueError: As `input_columns`.
@@ -75,13 +76,13 @@ def _columns_and_fields(model: MultiTaskModel) -> list[tuple[str, str]]:
     if not layers or not isinstance(model, MultiTaskModel):
         raise ValueError(f"{model.name}: its inputs have no names: it is no model of the zoo with masked layers")
     arguments = model.get_config()
-    groups = _embedded(model.schema, arguments.get("embedding_dim"))
+    groups = fields_by_width(model.schema, arguments.get("embedding_dim"), arguments.get("numeric_embedding"))
     columns = []
     if arguments.get("pairwise_dots"):
         for names in groups.values():
             columns += [(f"{f} * {g}", f"{f} * all") for f in names for g in names]
     for width, names in groups.items():
-        columns += [(f"{name}[{k}]", name) for name in names for k in range(width)]
+        columns += [(f"{name}[{k}]", name.removesuffix(_VALUE)) for name in names for k in range(width)]
     columns += [(column, column.removesuffix(_MISSING)) for column in model.schema.packed_numeric]
     if len(columns) != layers[0].kernel.shape[0]:
         raise ValueError(
@@ -89,14 +90,3 @@ def _columns_and_fields(model: MultiTaskModel) -> list[tuple[str, str]]:
             f"the layer has {layers[0].kernel.shape[0]}"
         )
     return columns
-
-
-def _embedded(schema: Schema, embedding_dim: int | None) -> dict[int, list[str]]:
-    """Per embedding width its fields, in the order in which `embed_features` puts them side by side."""
-    groups: dict[int, list[str]] = {}
-    for feature in (*schema.packed_categorical, *schema.multis):
-        width = feature.embedding_dim or embedding_dim
-        if width is None:
-            raise ValueError(f"the width of {feature.name}'s embedding is unknown: the model has no embedding_dim")
-        groups.setdefault(width, []).append(feature.name)
-    return groups

@@ -15,6 +15,7 @@ from mtlzoo.layers.information_transfer import InformationTransfer
 from mtlzoo.layers.mask_net import MaskBlock, MaskNet
 from mtlzoo.layers.masked_dense import MaskedDense
 from mtlzoo.layers.mlp import MLP
+from mtlzoo.layers.numeric_embedding import PeriodicEmbedding, PiecewiseLinearEmbedding
 from mtlzoo.layers.pairwise_dots import PairwiseDots
 from mtlzoo.layers.pooling import WeightedPooling
 from mtlzoo.layers.probability import ConditionalLogit, JointLogit, Probability
@@ -42,6 +43,8 @@ __all__ = [
     "MaskedDense",
     "ModuleGate",
     "PairwiseDots",
+    "PeriodicEmbedding",
+    "PiecewiseLinearEmbedding",
     "Probability",
     "QuantizedEmbedding",
     "RecurrentCross",

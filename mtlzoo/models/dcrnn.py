@@ -14,7 +14,15 @@ from mtlzoo.layers import MLP, Dropout, FeatureFilter, InformationTransfer, Recu
 from mtlzoo.models.base import MultiTaskModel, weighted_losses
 from mtlzoo.models.histories import read_histories
 from mtlzoo.models.inputs import EmbeddedFeatures, embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
+from mtlzoo.models.search_space import (
+    DROPOUT,
+    EMBEDDING_DIM,
+    NUMERIC_EMBEDDING,
+    TOWER_UNITS,
+    Choice,
+    Range,
+    SearchSpace,
+)
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -60,6 +68,8 @@ class DCRNN(MultiTaskModel):
         pos_weight: Weight of the positives in the losses that `compile()` chooses: of labels without a parent, and of
             the others.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind h and behind each layer of a tower.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -91,6 +101,7 @@ class DCRNN(MultiTaskModel):
         "transfer": Choice((False, True)),
         "tower_units": TOWER_UNITS,
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -112,6 +123,7 @@ class DCRNN(MultiTaskModel):
         tower_units: tuple[int, ...] = (128, 64),
         pos_weight: tuple[float, float] = (1.0, 1.0),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -125,7 +137,7 @@ class DCRNN(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        embedded = embed_features(schema, inputs, embedding_dim, dtype)
+        embedded = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype)
         read = read_histories(schema, inputs, embedded, histories, cell, history_units, dtype)
         if axis == "field":
             items = _filtered_fields(_fields(embedded, read, dtype), input_filter, dtype)
@@ -158,6 +170,7 @@ class DCRNN(MultiTaskModel):
             "tower_units": tuple(tower_units),
             "pos_weight": tuple(pos_weight),
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

@@ -15,7 +15,7 @@ from mtlzoo.layers import Dropout, FeatureScale, InputGates, ModuleGate, Probabi
 from mtlzoo.models.base import MultiTaskModel, tower_logit, weighted_losses
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, SearchSpace
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -59,6 +59,8 @@ class DTN(MultiTaskModel):
         pos_weight: Weight of the positives in the losses that `compile()` chooses: of labels without a parent, and of
             the others.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind the fusion and behind each layer of a tower.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -89,6 +91,7 @@ class DTN(MultiTaskModel):
         "gate_input": Choice(("features", "modules")),
         "tower_units": TOWER_UNITS,
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -107,6 +110,7 @@ class DTN(MultiTaskModel):
         tower_units: tuple[int, ...] = (64,),
         pos_weight: tuple[float, float] = (1.0, 1.0),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -124,7 +128,7 @@ class DTN(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        embedded = embed_features(schema, inputs, embedding_dim, dtype)
+        embedded = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype)
         x = embedded.flat()  # [batch, D]
         if input_scale:
             x = FeatureScale(dtype=dtype, name="input_scale")(x)
@@ -157,6 +161,7 @@ class DTN(MultiTaskModel):
             "tower_units": tuple(tower_units),
             "pos_weight": tuple(pos_weight),
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

@@ -11,7 +11,15 @@ from mtlzoo.layers import SoftmaxGate, StackedExperts
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
+from mtlzoo.models.search_space import (
+    DROPOUT,
+    EMBEDDING_DIM,
+    NUMERIC_EMBEDDING,
+    TOWER_UNITS,
+    Choice,
+    Range,
+    SearchSpace,
+)
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -32,6 +40,8 @@ class MMoE(MultiTaskModel):
         expert_settings: By name, arguments of a module's layer that differ from its defaults.
         tower_units: Widths of each task's tower.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind each hidden layer.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -52,6 +62,7 @@ class MMoE(MultiTaskModel):
         "expert_units": Choice(((64,), (128,), (256,), (256, 128))),
         "tower_units": TOWER_UNITS,
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -64,6 +75,7 @@ class MMoE(MultiTaskModel):
         expert_settings: Mapping[str, Mapping[str, Any]] | None = None,
         tower_units: tuple[int, ...] = (64,),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -76,7 +88,7 @@ class MMoE(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        embedded = embed_features(schema, inputs, embedding_dim, dtype)
+        embedded = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype)
         x = embedded.flat()  # [batch, D]
         found = modules.outputs(schema, inputs, embedded, x) if modules else mlps(x)  # [batch, experts, H]
         mixed = keras.ops.unstack(gate((x, found)), axis=1)  # of each task [batch, H]
@@ -91,6 +103,7 @@ class MMoE(MultiTaskModel):
             "expert_settings": modules.settings if modules else {},
             "tower_units": tuple(tower_units),
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

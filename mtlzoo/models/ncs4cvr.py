@@ -11,7 +11,7 @@ from mtlzoo.losses import Focal, SquaredError
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.folded_trunk import with_folded_masks
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, Choice, Range, SearchSpace
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -61,6 +61,8 @@ class NCS4CVR(MultiTaskModel):
             the share of a video that was played where it is above 0: the same, where click means that it is above 0.
         kernel_initializer: Initializer of the trunk's kernels.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind each hidden layer.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -91,6 +93,7 @@ class NCS4CVR(MultiTaskModel):
         "initial_density": Choice((0.5, 0.75, 0.9)),
         "gate_scale": Range(1.0, 30.0, log=True),
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -108,6 +111,7 @@ class NCS4CVR(MultiTaskModel):
         losses: Literal["cross_entropy", "paper"] = "cross_entropy",
         kernel_initializer: Any = "glorot_uniform",
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -141,7 +145,7 @@ class NCS4CVR(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        embedded = embed_features(schema, inputs, embedding_dim, dtype)
+        embedded = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype)
         x = embedded.flat()  # [batch, D]
         if pairwise_dots:
             dots = [PairwiseDots(dtype=dtype)(fields) for fields in embedded.fields]
@@ -167,6 +171,7 @@ class NCS4CVR(MultiTaskModel):
             "losses": losses,
             "kernel_initializer": kernel_initializer,
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

@@ -10,7 +10,15 @@ from mtlzoo.layers import ExtractionLevel
 from mtlzoo.layers.mlp import checked_count
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, Range, SearchSpace
+from mtlzoo.models.search_space import (
+    DROPOUT,
+    EMBEDDING_DIM,
+    NUMERIC_EMBEDDING,
+    TOWER_UNITS,
+    Choice,
+    Range,
+    SearchSpace,
+)
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -35,6 +43,8 @@ class PLE(MultiTaskModel):
         expert_units: Widths of each expert's layers, on every level.
         tower_units: Widths of each task's tower.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind each hidden layer.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -61,6 +71,7 @@ class PLE(MultiTaskModel):
         "expert_units": Choice(((64,), (128,), (256, 128))),
         "tower_units": TOWER_UNITS,
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -73,6 +84,7 @@ class PLE(MultiTaskModel):
         expert_units: tuple[int, ...] = (128,),
         tower_units: tuple[int, ...] = (64,),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -96,7 +108,7 @@ class PLE(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        x = embed_features(schema, inputs, embedding_dim, dtype).flat()  # [batch, D]
+        x = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype).flat()  # [batch, D]
         for level in levels:
             x = level(x)  # [batch, tasks + 1, H], of the last level [batch, tasks, H]
         mixed = keras.ops.unstack(x, axis=1)  # of each task [batch, H]
@@ -111,6 +123,7 @@ class PLE(MultiTaskModel):
             "expert_units": tuple(expert_units),
             "tower_units": tuple(tower_units),
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

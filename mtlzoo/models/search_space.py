@@ -152,6 +152,7 @@ def search_space_of(model: type) -> SearchSpace:
 
 # What all models take.
 EMBEDDING_DIM = Choice((8, 16, 32))
+NUMERIC_EMBEDDING = Choice((None, "piecewise_linear", "periodic"))
 DROPOUT = Choice((0.0, 0.1, 0.2, 0.3, 0.5))
 TOWER_UNITS = Choice(((32,), (64,), (128,), (128, 64)))
 

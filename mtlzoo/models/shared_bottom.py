@@ -9,7 +9,7 @@ import keras
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, TOWER_UNITS, Choice, SearchSpace
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -25,6 +25,8 @@ class SharedBottom(MultiTaskModel):
         bottom_units: Widths of the shared MLP.
         tower_units: Widths of each task's tower.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind each hidden layer.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -42,6 +44,7 @@ class SharedBottom(MultiTaskModel):
         "bottom_units": Choice(((128,), (256, 128), (512, 256), (512, 256, 128))),
         "tower_units": TOWER_UNITS,
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -51,6 +54,7 @@ class SharedBottom(MultiTaskModel):
         bottom_units: tuple[int, ...] = (512, 256),
         tower_units: tuple[int, ...] = (128, 64),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "esmm_product",
         dtype: Any = None,
@@ -61,7 +65,7 @@ class SharedBottom(MultiTaskModel):
 
         # Graph
         inputs = model_inputs(schema)
-        x = embed_features(schema, inputs, embedding_dim, dtype).flat()  # [batch, D]
+        x = embed_features(schema, inputs, embedding_dim, numeric_embedding, dtype).flat()  # [batch, D]
         shared = bottom(x)  # [batch, H]
         task_inputs = {label.name: shared for label in schema.labels}
         logits = tower_logits(schema, task_inputs, tower_units, dropout, dtype)
@@ -71,6 +75,7 @@ class SharedBottom(MultiTaskModel):
             "bottom_units": tuple(bottom_units),
             "tower_units": tuple(tower_units),
             "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
             "dropout": dropout,
         }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)

@@ -9,7 +9,7 @@ import keras
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, Choice, SearchSpace
+from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -29,6 +29,8 @@ class SingleTask(MultiTaskModel):
         schema: Fitted schema.
         units: Widths of each MLP.
         embedding_dim: Width of embeddings that the schema leaves open.
+        numeric_embedding: `"piecewise_linear"` or `"periodic"`: numbers get an embedding beside themselves and that of
+            their bucket (`mtlzoo.models.inputs.embedded_numbers`); `None`: they do not.
         dropout: Dropout rate behind each hidden layer.
         label_space: See `mtlzoo.tasks`.
         dtype: Dtype policy.
@@ -45,6 +47,7 @@ class SingleTask(MultiTaskModel):
     SEARCH_SPACE: ClassVar[SearchSpace] = {
         "units": Choice(((128, 64), (256, 128, 64), (512, 256, 128))),
         "embedding_dim": EMBEDDING_DIM,
+        "numeric_embedding": NUMERIC_EMBEDDING,
         "dropout": DROPOUT,
     }
 
@@ -53,6 +56,7 @@ class SingleTask(MultiTaskModel):
         schema: Schema,
         units: tuple[int, ...] = (256, 128, 64),
         embedding_dim: int = 16,
+        numeric_embedding: str | None = None,
         dropout: float = 0.1,
         label_space: LabelSpace = "cvr_clicked",
         dtype: Any = None,
@@ -66,9 +70,16 @@ class SingleTask(MultiTaskModel):
         inputs = model_inputs(schema)
         logits = {}
         for label in mlps:
-            x = embed_features(schema, inputs, embedding_dim, dtype, prefix=f"{label}_").flat()  # [batch, D]
+            x = embed_features(
+                schema, inputs, embedding_dim, numeric_embedding, dtype, f"{label}_"
+            ).flat()  # [batch, D]
             logits[label] = heads[label](mlps[label](x))  # [batch, 1]
 
         # Config
-        config = {"units": tuple(units), "embedding_dim": embedding_dim, "dropout": dropout}
+        config = {
+            "units": tuple(units),
+            "embedding_dim": embedding_dim,
+            "numeric_embedding": numeric_embedding,
+            "dropout": dropout,
+        }
         super().__init__(schema, inputs, logits, label_space, config, dtype, name)
