@@ -1,11 +1,12 @@
 # make demo: the whole job on synthetic impressions; make test: the whole suite; make smoke: tiny runs of every
-# benchmark of speed; make zoo: the trained models under saved_models, anew. All install what they need.
+# benchmark of speed; make zoo: the trained models under saved_models, anew; make notebooks: the notebooks, executed anew.
+# All install what they need.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test smoke zoo lint format clean
+.PHONY: demo test smoke zoo notebooks lint format clean
 
 demo: $(STAMP)
 	$(BIN)/mtlzoo demo
@@ -23,6 +24,9 @@ smoke: $(STAMP)
 
 zoo: $(STAMP)
 	$(BIN)/python -m mtlzoo.zoo
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/rebuild.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
