@@ -58,13 +58,16 @@ def test_the_text_stays_in_the_repository(path):
 
 @every_notebook
 def test_the_commands_for_real_size_exist(path):
-    for cell in rebuild.read(path).cells:
-        for line in re.findall(r"^mtlzoo .*", cell.source, flags=re.MULTILINE) if cell.cell_type == "markdown" else ():
-            command, words = get_command(app), shlex.split(line)[1:]
-            while hasattr(command, "commands"):
-                command = command.commands[words.pop(0)]
-            known = {option for parameter in command.params for option in parameter.opts}
-            assert {word for word in words if word.startswith("--")} <= known, line
+    text = "\n".join(cell.source for cell in rebuild.read(path).cells if cell.cell_type == "markdown")
+    lines = [line for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        command, (name, *words) = get_command(app), shlex.split(line)
+        assert name == "mtlzoo"
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
 
 
 @every_notebook

@@ -1,0 +1,222 @@
+"""Is a searched model better than its defaults? Every model searched with the same budget, then seeds of both.
+
+    python benchmarks/tuned.py NAME --data DIR [--truth RAW_DIR] [--models dtn ncs4cvr dcrnn mmoe] [--trials 24]
+        [--epochs 8] [--seeds 5] [--objective "0.5*income.auc + 0.5*never_married.auc"] [--work runs/tuned] [--smoke]
+
+A search is one of `mtlzoo tune`: Bayesian, its space the one that the model's class declares, the learning rate, the
+loss weights and the batch size; at most --trials trials of --epochs epochs, pruned. Default objective: the mean AUC of
+the tasks that the model trains. All that is chosen is chosen on validation.
+
+Then winner and defaults are trained with seeds 101, 102, ..., of which no search has seen one, each as `mtlzoo train`
+does it: up to --epochs epochs, the best of them on validation, and one evaluation on the test split. Defaults run with
+batches of 4,096 and select by the loss, as they do out of the box.
+
+Searches lie under --work/NAME/MODEL and go on where they were; runs are kept in `benchmarks/results/tuned_NAME.json`
+as they end, and are not run again. Ctrl-C loses the run in progress alone. With --truth (the directory of a synthetic
+log) the best reachable AUC is shown. All seeds share one dataset: intervals speak of training noise, not of the sample.
+--smoke is one trial, one epoch and one seed, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from paired import mean_interval, paired_gain
+from rich.console import Console
+from rich.table import Table
+
+from mtlzoo.tasks import tasks_of
+from mtlzoo.training import RunConfig, evaluate, train
+from mtlzoo.tuning import Search, SearchConfig
+from mtlzoo.tuning.hypermodel import known_dimensions
+from pipelines import open_dataset
+from pipelines.schema import Schema
+from pipelines.synthetic_truth import best_auc_of_split
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MODELS = ("dtn", "ncs4cvr", "dcrnn", "mmoe")
+VARIANTS = ("defaults", "searched")
+_FIRST_SEED = 101
+_DEFAULT_BATCH = 4096
+# Trained with row-sparse updates in any case; which of the two is no question of width or regularisation.
+_NOT_SEARCHED = ("optimizer",)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every model gets.
+
+    Attributes:
+        trials: Of its search, at most.
+        epochs: Of a trial and of a run, at most.
+        seeds: Runs of each variant.
+    """
+
+    trials: int
+    epochs: int
+    seeds: int
+
+
+def mean_auc(schema: Schema, label_space: str) -> str:
+    """The objective: the mean AUC of the tasks that a label space trains."""
+    trained = [task.name for task in tasks_of(schema, label_space) if task.trained]
+    return " + ".join(f"{1 / len(trained):.6g}*{name}.auc" for name in trained)
+
+
+def search_of(model: str, data: Path, objective: str | None, budget: Budget, folder: Path) -> Search:
+    """The search of a model, as far as it has come."""
+    schema = open_dataset(data).schema
+    searched = [name for name in known_dimensions(model, schema) if name not in _NOT_SEARCHED]
+    config = SearchConfig(
+        model=model,
+        data=str(data),
+        objective=objective or mean_auc(schema, "esmm_product"),
+        search=tuple(searched),
+        epochs=budget.epochs,
+    )
+    return Search(config, folder)
+
+
+def runs_of(search: Search, budget: Budget) -> Iterator[tuple[str, RunConfig]]:
+    """Both variants, seed by seed: what is interrupted has pairs."""
+    chosen = search.run_config(search.winner())
+    defaults = RunConfig(
+        model=search.config.model, data=search.config.data, epochs=budget.epochs, batch_size=_DEFAULT_BATCH
+    )
+    for seed in range(_FIRST_SEED, _FIRST_SEED + budget.seeds):
+        for variant, config in zip(VARIANTS, (defaults, chosen), strict=True):
+            yield variant, config.model_copy(update={"seed": seed, "epochs": budget.epochs})
+
+
+def run_once(config: RunConfig) -> dict[str, Any]:
+    """Trains and evaluates in a temporary directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(config, Path(folder) / "run")
+        found = evaluate(run.model(), run.dataset(), "test")
+        return {"tasks": found["tasks"], "best_epoch": run.metrics["best_epoch"]}
+
+
+def key_of(variant: str, config: RunConfig) -> str:
+    """What identifies a run: the variant, and all settings but the place of the data."""
+    settings = config.model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
+    return json.dumps({"variant": variant, "seed": config.seed, **settings}, sort_keys=True)
+
+
+def kept_runs(path: Path) -> dict[str, Any]:
+    """What has been run."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def keep_run(path: Path, key: str, run: dict[str, Any]) -> None:
+    """Adds a run, by rename."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps({**kept_runs(path), key: run}, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def aucs(runs: Sequence[dict[str, Any]], task: str) -> list[float]:
+    """Test AUC of a task, per seed."""
+    return [run["tasks"][task]["auc"] for run in runs]
+
+
+def table_of(results: dict[str, dict[str, list[dict]]], best: dict[str, float] | None) -> Table:
+    """Per model the mean AUC of both variants with 95 % intervals, and the paired gain of the search."""
+    first = next(iter(results.values()))[VARIANTS[0]]
+    tasks = list(first[0]["tasks"])
+    table = Table(title=f"test AUC, {len(first)} seeds, 95 % intervals")
+    table.add_column("model")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for model, of_variants in results.items():
+        for variant in VARIANTS:
+            intervals = [mean_interval(aucs(of_variants[variant], task)) for task in tasks]
+            table.add_row(f"{model}, {variant}", *(f"{i.mean:.4f} ± {i.half:.4f}" for i in intervals))
+        pairs = [(aucs(of_variants[VARIANTS[1]], task), aucs(of_variants[VARIANTS[0]], task)) for task in tasks]
+        gains = [paired_gain(searched, defaults) for searched, defaults in pairs]
+        shown = [f"{g.interval.mean:+.4f} ± {g.interval.half:.4f}, {g.wins} of {g.pairs}" for g in gains]
+        table.add_row("  gain", *shown, end_section=True)
+    if best:
+        table.add_row("best reachable", *(f"{best[task]:.4f}" for task in tasks))
+    return table
+
+
+def measure(options: argparse.Namespace, budget: Budget, work: Path, kept: Path, console: Console) -> None:
+    """Searches and runs what is missing, and prints the table."""
+    results: dict[str, dict[str, list[dict]]] = {}
+    for model in options.models:
+        search = search_of(model, options.data, options.objective, budget, work / model)
+        with search.exclusive():
+            search.run(budget.trials, on_change=announcer(search, console))
+        winner = search.winner()
+        console.print(f"{model}: trial {winner.number} of {len(search.records.all())}: {winner.values}")
+        results[model] = {variant: [] for variant in VARIANTS}
+        for variant, config in runs_of(search, budget):
+            key = key_of(variant, config)
+            if key not in kept_runs(kept):
+                keep_run(kept, key, run_once(config))
+            run = kept_runs(kept)[key]
+            results[model][variant].append(run)
+            shown = {task: round(found["auc"], 4) for task, found in run["tasks"].items()}
+            console.print(f"{model}, {variant}, seed {config.seed}: {shown}, best epoch {run['best_epoch']}")
+    console.print(table_of(results, best_auc_of_split(options.truth) if options.truth else None))
+
+
+def announcer(search: Search, console: Console) -> Callable[[], None]:
+    """Prints a line whenever one more trial has a result."""
+    told = len(search.ranked())
+
+    def tell() -> None:
+        nonlocal told
+        done = search.ranked()
+        if len(done) > told:
+            told = len(done)
+            best = search.objective.value(done[0].evaluation)
+            console.print(f"{search.config.model}: {told} trials with a result, best so far {best:.4f}")
+
+    return tell
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--truth", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--objective")
+    parser.add_argument("--work", type=Path, default=Path("runs/tuned"))
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args(words)
+    console = Console()
+    try:
+        if options.smoke:
+            with tempfile.TemporaryDirectory() as folder:
+                measure(options, Budget(1, 1, 1), Path(folder) / "work", Path(folder) / "runs.json", console)
+        else:
+            budget = Budget(options.trials, options.epochs, options.seeds)
+            RESULTS.mkdir(exist_ok=True)
+            measure(options, budget, options.work / options.name, RESULTS / f"tuned_{options.name}.json", console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        return 130
+    except ValueError as error:
+        console.print(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
