@@ -215,7 +215,7 @@ def test_each_task_is_calibrated_on_its_own_population(model, dataset, calibrati
         else:  # ranks stay, but for pairs as close as the bins that the AUC is counted in
             fitted = calibration.tasks[task]
             pairs = fitted.positives * (fitted.rows - fitted.positives)
-            assert after["auc"] == pytest.approx(before["auc"], abs=3 / pairs)
+            assert after["auc"] == pytest.approx(before["auc"], abs=max(1e-4, 3 / pairs))
     assert change["tasks"]["ctcvr"]["after"]["log_loss"] < change["tasks"]["ctcvr"]["before"]["log_loss"]
 
 
