@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 from pydantic import BaseModel
@@ -137,12 +138,12 @@ def train(
     return open_run(out)
 
 
-def compile_as_configured(model: MultiTaskModel, config: RunConfig) -> None:
-    """Compiles a model with the optimizer and the loss weights of a configuration."""
+def compile_as_configured(model: MultiTaskModel, config: RunConfig, weighted_metrics: Any = "auto") -> None:
+    """Compiles a model with the optimizer and the loss weights of a configuration, and with the metrics given."""
     # What a task alone does not use must not coast on in another task's step.
     own = {"skip_zeros": True} if config.alternate else {}
     optimizer = _OPTIMIZERS[config.optimizer](config.learning_rate, **own)
-    model.compile(optimizer=optimizer, loss_weights=config.loss_weights)
+    model.compile(optimizer=optimizer, loss_weights=config.loss_weights, weighted_metrics=weighted_metrics)
 
 
 def _draw_tickets(

@@ -149,7 +149,7 @@ class MultiTaskTuner(keras_tuner.Tuner):
         """Trains a model epoch by epoch, and writes down what comes of it."""
         keras.utils.set_random_seed(config.seed)
         model = models.create(config.model, dataset.schema, **config.arguments)
-        compile_as_configured(model, config)
+        compile_as_configured(model, config, weighted_metrics=None)  # `evaluate` measures, after each epoch
         best: tuple[float, ...] | None = None
         for epoch in range(config.epochs):
             self._fit_epoch(model, dataset, config, epoch)
