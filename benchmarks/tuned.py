@@ -5,7 +5,8 @@
 
 A search is one of `mtlzoo tune`: Bayesian, its space the one that the model's class declares, the learning rate, the
 loss weights and the batch size; at most --trials trials of --epochs epochs, pruned. Default objective: the mean AUC of
-the tasks that the model trains. All that is chosen is chosen on validation.
+the tasks that `esmm_product` trains: click and ctcvr, or every task where there is no funnel. All that is chosen is
+chosen on validation.
 
 Then winner and defaults are trained with seeds 101, 102, ..., of which no search has seen one, each as `mtlzoo train`
 does it: up to --epochs epochs, the best of them on validation, and one evaluation on the test split. Defaults run with
@@ -31,12 +32,13 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from accuracy import key_of, run_once
 from paired import mean_interval, paired_gain
 from rich.console import Console
 from rich.table import Table
 
 from mtlzoo.tasks import tasks_of
-from mtlzoo.training import RunConfig, evaluate, train
+from mtlzoo.training import RunConfig
 from mtlzoo.tuning import Search, SearchConfig
 from mtlzoo.tuning.hypermodel import known_dimensions
 from pipelines import open_dataset
@@ -67,9 +69,9 @@ class Budget:
     seeds: int
 
 
-def mean_auc(schema: Schema, label_space: str) -> str:
-    """The objective: the mean AUC of the tasks that a label space trains."""
-    trained = [task.name for task in tasks_of(schema, label_space) if task.trained]
+def mean_auc(schema: Schema) -> str:
+    """The objective: the mean AUC of the tasks that `esmm_product` trains, the same for every model."""
+    trained = [task.name for task in tasks_of(schema, "esmm_product") if task.trained]
     return " + ".join(f"{1 / len(trained):.6g}*{name}.auc" for name in trained)
 
 
@@ -80,7 +82,7 @@ def search_of(model: str, data: Path, objective: str | None, budget: Budget, fol
     config = SearchConfig(
         model=model,
         data=str(data),
-        objective=objective or mean_auc(schema, "esmm_product"),
+        objective=objective or mean_auc(schema),
         search=tuple(searched),
         epochs=budget.epochs,
     )
@@ -96,20 +98,6 @@ def runs_of(search: Search, budget: Budget) -> Iterator[tuple[str, RunConfig]]:
     for seed in range(_FIRST_SEED, _FIRST_SEED + budget.seeds):
         for variant, config in zip(VARIANTS, (defaults, chosen), strict=True):
             yield variant, config.model_copy(update={"seed": seed, "epochs": budget.epochs})
-
-
-def run_once(config: RunConfig) -> dict[str, Any]:
-    """Trains and evaluates in a temporary directory."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = train(config, Path(folder) / "run")
-        found = evaluate(run.model(), run.dataset(), "test")
-        return {"tasks": found["tasks"], "best_epoch": run.metrics["best_epoch"]}
-
-
-def key_of(variant: str, config: RunConfig) -> str:
-    """What identifies a run: the variant, and all settings but the place of the data."""
-    settings = config.model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
-    return json.dumps({"variant": variant, "seed": config.seed, **settings}, sort_keys=True)
 
 
 def kept_runs(path: Path) -> dict[str, Any]:
@@ -161,7 +149,7 @@ def measure(options: argparse.Namespace, budget: Budget, work: Path, kept: Path,
         console.print(f"{model}: trial {winner.number} of {len(search.records.all())}: {winner.values}")
         results[model] = {variant: [] for variant in VARIANTS}
         for variant, config in runs_of(search, budget):
-            key = key_of(variant, config)
+            key = f"{variant} {key_of(config)}"
             if key not in kept_runs(kept):
                 keep_run(kept, key, run_once(config))
             run = kept_runs(kept)[key]

@@ -41,9 +41,7 @@ class Dropout(keras.layers.Dropout):
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         if kwargs.pop("noise_shape", None) is not None:
             raise ValueError("Dropout has no noise_shape; use keras.layers.Dropout")
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"rate must be at least 0 and below 1, is {rate!r}")
-        super().__init__(rate, seed=seed, **kwargs)
+        super().__init__(checked_rate(rate), seed=seed, **kwargs)
         self.threshold = min(max(round(256 * rate), 1), 255) if rate else 0
 
     def call(self, inputs: Any, training: bool | None = False) -> Any:
@@ -53,3 +51,14 @@ class Dropout(keras.layers.Dropout):
         drawn = backend.random_bytes(ops.shape(inputs), self.seed_generator.next())
         keep = ops.cast(drawn >= self.threshold, inputs.dtype)
         return inputs * (keep * (256.0 / (256 - self.threshold)))
+
+
+def checked_rate(rate: float) -> float:
+    """A dropout rate.
+
+    Raises:
+        ValueError: It is outside [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, is {rate!r}")
+    return float(rate)

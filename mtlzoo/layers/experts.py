@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from mtlzoo.layers.dropout import Dropout
-from mtlzoo.layers.mlp import checked_rate, checked_units
+from mtlzoo.layers.dropout import Dropout, checked_rate
+from mtlzoo.layers.mlp import checked_units
 from mtlzoo.layers.per_part import PerPart
 
 

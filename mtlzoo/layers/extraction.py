@@ -8,8 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from mtlzoo.layers.dropout import checked_rate
 from mtlzoo.layers.experts import StackedExperts
-from mtlzoo.layers.mlp import checked_count, checked_rate, checked_units
+from mtlzoo.layers.mlp import checked_count, checked_units
 from mtlzoo.layers.per_part import PerPart
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from mtlzoo.layers.dropout import Dropout
+from mtlzoo.layers.dropout import Dropout, checked_rate
 
 _NORMALIZATIONS = (None, "batch", "layer")
 
@@ -119,17 +119,6 @@ def checked_units(units: Sequence[int]) -> tuple[int, ...]:
     if any(width < 1 for width in widths):
         raise ValueError(f"units must be widths of at least 1, are {widths}")
     return widths
-
-
-def checked_rate(rate: float) -> float:
-    """A dropout rate.
-
-    Raises:
-        ValueError: It is outside [0, 1).
-    """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, is {rate!r}")
-    return float(rate)
 
 
 def checked_width(layer: str, shape: Any) -> int:

@@ -14,15 +14,7 @@ from mtlzoo.layers import MLP, Dropout, FeatureFilter, InformationTransfer, Recu
 from mtlzoo.models.base import MultiTaskModel, weighted_losses
 from mtlzoo.models.histories import read_histories
 from mtlzoo.models.inputs import EmbeddedFeatures, embed_features, model_inputs
-from mtlzoo.models.search_space import (
-    DROPOUT,
-    EMBEDDING_DIM,
-    NUMERIC_EMBEDDING,
-    TOWER_UNITS,
-    Choice,
-    Range,
-    SearchSpace,
-)
+from mtlzoo.models.search_space import OF_ALL_MODELS, TOWER_UNITS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -100,9 +92,7 @@ class DCRNN(MultiTaskModel):
         "tied": Choice((False, True)),
         "transfer": Choice((False, True)),
         "tower_units": TOWER_UNITS,
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

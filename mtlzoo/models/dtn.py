@@ -15,7 +15,7 @@ from mtlzoo.layers import Dropout, FeatureScale, InputGates, ModuleGate, Probabi
 from mtlzoo.models.base import MultiTaskModel, tower_logit, weighted_losses
 from mtlzoo.models.inputs import embed_features, model_inputs
 from mtlzoo.models.interactions import Interactions
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, TOWER_UNITS, Choice, SearchSpace
+from mtlzoo.models.search_space import OF_ALL_MODELS, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -90,9 +90,7 @@ class DTN(MultiTaskModel):
         "fusion": Choice(("concat", "sum")),
         "gate_input": Choice(("features", "modules")),
         "tower_units": TOWER_UNITS,
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

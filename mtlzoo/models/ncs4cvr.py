@@ -11,7 +11,7 @@ from mtlzoo.losses import Focal, SquaredError
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.folded_trunk import with_folded_masks
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, Choice, Range, SearchSpace
+from mtlzoo.models.search_space import OF_ALL_MODELS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -92,9 +92,7 @@ class NCS4CVR(MultiTaskModel):
         "l0": Range(1e-9, 1e-5, log=True),
         "initial_density": Choice((0.5, 0.75, 0.9)),
         "gate_scale": Range(1.0, 30.0, log=True),
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

@@ -10,15 +10,7 @@ from mtlzoo.layers import ExtractionLevel
 from mtlzoo.layers.mlp import checked_count
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import (
-    DROPOUT,
-    EMBEDDING_DIM,
-    NUMERIC_EMBEDDING,
-    TOWER_UNITS,
-    Choice,
-    Range,
-    SearchSpace,
-)
+from mtlzoo.models.search_space import OF_ALL_MODELS, TOWER_UNITS, Choice, Range, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -70,9 +62,7 @@ class PLE(MultiTaskModel):
         "shared_experts": Range(1, 4),
         "expert_units": Choice(((64,), (128,), (256, 128))),
         "tower_units": TOWER_UNITS,
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

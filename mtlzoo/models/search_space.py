@@ -151,9 +151,11 @@ def search_space_of(model: type) -> SearchSpace:
 
 
 # What all models take.
-EMBEDDING_DIM = Choice((8, 16, 32))
-NUMERIC_EMBEDDING = Choice((None, "piecewise_linear", "periodic"))
-DROPOUT = Choice((0.0, 0.1, 0.2, 0.3, 0.5))
+OF_ALL_MODELS: SearchSpace = {
+    "embedding_dim": Choice((8, 16, 32)),
+    "numeric_embedding": Choice((None, "piecewise_linear", "periodic")),
+    "dropout": Choice((0.0, 0.1, 0.2, 0.3, 0.5)),
+}
 TOWER_UNITS = Choice(((32,), (64,), (128,), (128, 64)))
 
 # What training takes, whatever the model; names and defaults are those of `mtlzoo.training.RunConfig`.

@@ -9,7 +9,7 @@ import keras
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel, tower_logits
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, TOWER_UNITS, Choice, SearchSpace
+from mtlzoo.models.search_space import OF_ALL_MODELS, TOWER_UNITS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -43,9 +43,7 @@ class SharedBottom(MultiTaskModel):
     SEARCH_SPACE: ClassVar[SearchSpace] = {
         "bottom_units": Choice(((128,), (256, 128), (512, 256), (512, 256, 128))),
         "tower_units": TOWER_UNITS,
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

@@ -9,7 +9,7 @@ import keras
 from mtlzoo.layers import MLP
 from mtlzoo.models.base import MultiTaskModel
 from mtlzoo.models.inputs import embed_features, model_inputs
-from mtlzoo.models.search_space import DROPOUT, EMBEDDING_DIM, NUMERIC_EMBEDDING, Choice, SearchSpace
+from mtlzoo.models.search_space import OF_ALL_MODELS, Choice, SearchSpace
 from mtlzoo.tasks import LabelSpace
 from pipelines.schema import Schema
 
@@ -46,9 +46,7 @@ class SingleTask(MultiTaskModel):
 
     SEARCH_SPACE: ClassVar[SearchSpace] = {
         "units": Choice(((128, 64), (256, 128, 64), (512, 256, 128))),
-        "embedding_dim": EMBEDDING_DIM,
-        "numeric_embedding": NUMERIC_EMBEDDING,
-        "dropout": DROPOUT,
+        **OF_ALL_MODELS,
     }
 
     def __init__(

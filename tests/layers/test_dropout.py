@@ -92,7 +92,7 @@ def test_serialization_and_errors():
     assert layer.rate == 0.3
     assert layer.seed == 4
     assert layer.threshold == 77
-    with pytest.raises(ValueError, match=r"rate must be at least 0 and below 1, is 1\.0"):
+    with pytest.raises(ValueError, match=r"dropout must be at least 0 and below 1, is 1\.0"):
         Dropout(1.0)
     with pytest.raises(ValueError, match="noise_shape"):
         Dropout(0.5, noise_shape=(None, 1))

@@ -81,7 +81,7 @@ def test_a_cell_that_draws_is_short(path):
 @pytest.mark.parametrize(
     "text",
     [
-        "PosixPath('/tmp/tmp1x2y/data')",
+        "PosixPath('/srv/shop/data')",
         "log in /tmp",
         "/home/somebody/log.csv, row 3",
         "<Figure at 0x7f9ce3585120>",
