@@ -1,26 +1,31 @@
 """Is a searched model better than its defaults? Every model searched with the same budget, then seeds of both.
 
-    python benchmarks/tuned.py NAME --data DIR [--truth RAW_DIR] [--models dtn ncs4cvr dcrnn mmoe] [--trials 24]
-        [--epochs 8] [--seeds 5] [--objective "0.5*income.auc + 0.5*never_married.auc"] [--work runs/tuned] [--smoke]
+    python benchmarks/tuned.py NAME --data DIR [--models dtn ncs4cvr dcrnn mmoe] [--trials 12] [--epochs 8] [--seeds 5]
+        [--objective "0.5*income.auc + 0.5*never_married.auc"] [--work runs/tuned] [--smoke]
+    python benchmarks/tuned.py NAME --knobs opposite_share=0.4 ... [--rows N] [--test-share 0.4] [--world 1] ...
 
-A search is one of `mtlzoo tune`: Bayesian, its space the one that the model's class declares, the learning rate, the
-loss weights and the batch size; at most --trials trials of --epochs epochs, pruned. Default objective: the mean AUC of
-the tasks that `esmm_product` trains: click and ctcvr, or every task where there is no funnel. All that is chosen is
-chosen on validation.
+A search is one of `mtlzoo tune`: the defaults, then Bayesian, its space the one that the model's class declares, the
+learning rate, the loss weights and the batch size; at most --trials trials of --epochs epochs, pruned. Default
+objective: the mean AUC of the tasks that `esmm_product` trains: click and ctcvr, or every task where there is no
+funnel. All that is chosen is chosen on validation.
 
 Then winner and defaults are trained with seeds 101, 102, ..., of which no search has seen one, each as `mtlzoo train`
 does it: up to --epochs epochs, the best of them on validation, and one evaluation on the test split. Defaults run with
 batches of 4,096 and select by the loss, as they do out of the box.
 
-Searches lie under --work/NAME/MODEL and go on where they were; runs are kept in `benchmarks/results/tuned_NAME.json`
-as they end, and are not run again. Ctrl-C loses the run in progress alone. With --truth (the directory of a synthetic
-log) the best reachable AUC is shown. All seeds share one dataset: intervals speak of training noise, not of the sample.
---smoke is one trial, one epoch and one seed, and keeps nothing.
+Without --data it is the synthetic funnel: one log, written to --work, with its best reachable AUC. All seeds share one
+dataset: intervals speak of training noise, not of the sample.
+
+Searches lie under --work/NAME/MODEL and go on where they were; what a finished one tried and chose, and every run, is
+kept in `benchmarks/results/tuned_NAME.json`, and nothing that is there is done again. Ctrl-C loses the run in progress
+alone. Several calls with other --models may run at a time. --smoke is one trial, one epoch and one seed, and
+keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
@@ -33,17 +38,19 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from accuracy import key_of, run_once
+from evidence_runs import parse_knobs, positive, world_of
 from paired import mean_interval, paired_gain
 from rich.console import Console
 from rich.table import Table
 
 from mtlzoo.tasks import tasks_of
 from mtlzoo.training import RunConfig
+from mtlzoo.training.run import read_json
 from mtlzoo.tuning import Search, SearchConfig
 from mtlzoo.tuning.hypermodel import known_dimensions
+from mtlzoo.tuning.records import TrialRecord
 from pipelines import open_dataset
 from pipelines.schema import Schema
-from pipelines.synthetic_truth import best_auc_of_split
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MODELS = ("dtn", "ncs4cvr", "dcrnn", "mmoe")
@@ -89,9 +96,9 @@ def search_of(model: str, data: Path, objective: str | None, budget: Budget, fol
     return Search(config, folder)
 
 
-def runs_of(search: Search, budget: Budget) -> Iterator[tuple[str, RunConfig]]:
+def runs_of(search: Search, values: dict[str, Any], budget: Budget) -> Iterator[tuple[str, RunConfig]]:
     """Both variants, seed by seed: what is interrupted has pairs."""
-    chosen = search.run_config(search.winner())
+    chosen = search.run_config(TrialRecord(number=1, values=values))
     defaults = RunConfig(
         model=search.config.model, data=search.config.data, epochs=budget.epochs, batch_size=_DEFAULT_BATCH
     )
@@ -100,16 +107,45 @@ def runs_of(search: Search, budget: Budget) -> Iterator[tuple[str, RunConfig]]:
             yield variant, config.model_copy(update={"seed": seed, "epochs": budget.epochs})
 
 
-def kept_runs(path: Path) -> dict[str, Any]:
-    """What has been run."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def kept(path: Path) -> dict[str, Any]:
+    """What has been searched and run."""
+    return read_json(path) if path.exists() else {}
 
 
-def keep_run(path: Path, key: str, run: dict[str, Any]) -> None:
-    """Adds a run, by rename."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps({**kept_runs(path), key: run}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+def keep(path: Path, key: str, result: dict[str, Any]) -> None:
+    """Adds a result, by rename; other calls may be adding theirs."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps({**kept(path), key: result}, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def searched(search: Search, budget: Budget, path: Path, console: Console) -> dict[str, Any]:
+    """A finished search, kept from an earlier call or run to its end now."""
+    key = f"search {search.config.model}"
+    found = kept(path).get(key)
+    wanted = {"objective": str(search.objective), "epochs": budget.epochs, "budget": budget.trials}
+    if found is None or any(found[name] != value for name, value in wanted.items()):
+        with search.exclusive():
+            search.run(budget.trials, on_change=announcer(search, console))
+        found = wanted | trials_of(search)
+        keep(path, key, found)
+    return found
+
+
+def trials_of(search: Search) -> dict[str, Any]:
+    """What a search chose, and every trial with its value on validation."""
+    trials = [
+        {"values": record.values, "status": record.status, "value": record.value, "best_epoch": record.best_epoch,
+         "seconds": round(record.seconds, 1)}
+        for record in search.records.all()
+    ]  # fmt: skip
+    return {
+        "chosen": search.winner().values,
+        "minutes": round(sum(trial["seconds"] for trial in trials) / 60, 1),
+        "trials": trials,
+    }
 
 
 def aucs(runs: Sequence[dict[str, Any]], task: str) -> list[float]:
@@ -138,25 +174,34 @@ def table_of(results: dict[str, dict[str, list[dict]]], best: dict[str, float] |
     return table
 
 
-def measure(options: argparse.Namespace, budget: Budget, work: Path, kept: Path, console: Console) -> None:
+def data_of(options: argparse.Namespace, work: Path) -> tuple[Path, dict[str, float] | None]:
+    """The dataset, and of the synthetic funnel the best reachable AUCs."""
+    if options.data:
+        return options.data, None
+    world = world_of(options, options.world, parse_knobs(options.knobs))
+    folder = world.folder(work)
+    world.write(folder)
+    return folder / "data", read_json(folder / "best.json")
+
+
+def measure(options: argparse.Namespace, budget: Budget, work: Path, path: Path, console: Console) -> None:
     """Searches and runs what is missing, and prints the table."""
     results: dict[str, dict[str, list[dict]]] = {}
+    data, best = data_of(options, work)
     for model in options.models:
-        search = search_of(model, options.data, options.objective, budget, work / model)
-        with search.exclusive():
-            search.run(budget.trials, on_change=announcer(search, console))
-        winner = search.winner()
-        console.print(f"{model}: trial {winner.number} of {len(search.records.all())}: {winner.values}")
+        search = search_of(model, data, options.objective, budget, work / model)
+        found = searched(search, budget, path, console)
+        console.print(f"{model}: chosen of {len(found['trials'])} trials: {found['chosen']}")
         results[model] = {variant: [] for variant in VARIANTS}
-        for variant, config in runs_of(search, budget):
+        for variant, config in runs_of(search, found["chosen"], budget):
             key = f"{variant} {key_of(config)}"
-            if key not in kept_runs(kept):
-                keep_run(kept, key, run_once(config))
-            run = kept_runs(kept)[key]
+            if key not in kept(path):
+                keep(path, key, run_once(config))
+            run = kept(path)[key]
             results[model][variant].append(run)
             shown = {task: round(found["auc"], 4) for task, found in run["tasks"].items()}
             console.print(f"{model}, {variant}, seed {config.seed}: {shown}, best epoch {run['best_epoch']}")
-    console.print(table_of(results, best_auc_of_split(options.truth) if options.truth else None))
+    console.print(table_of(results, best))
 
 
 def announcer(search: Search, console: Console) -> Callable[[], None]:
@@ -178,12 +223,15 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--truth", type=Path)
+    parser.add_argument("--data", type=Path, help="dataset directory; without it the synthetic funnel")
+    parser.add_argument("--knobs", nargs="*", default=[], help="KNOB=VALUE, of the synthetic funnel")
+    parser.add_argument("--rows", type=positive, default=300_000, help="of the synthetic log")
+    parser.add_argument("--test-share", type=float, default=0.4, help="of the synthetic log")
+    parser.add_argument("--world", type=positive, default=1, help="seed of the synthetic log")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=positive, default=12)
+    parser.add_argument("--epochs", type=positive, default=8)
+    parser.add_argument("--seeds", type=positive, default=5)
     parser.add_argument("--objective")
     parser.add_argument("--work", type=Path, default=Path("runs/tuned"))
     parser.add_argument("--smoke", action="store_true")

@@ -81,6 +81,18 @@ def compiled(function: Any, batches: Any) -> Any:
     return tf.function(function, input_signature=[batches.element_spec[0]], autograph=False)
 
 
+def mover(averages: list[Any], variables: list[Any]) -> Any:
+    """A function of a share, as one graph: each average goes that share of the way to its variable."""
+    pairs = [(average.value, variable.value) for average, variable in zip(averages, variables, strict=True)]
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.float32)])
+    def move(share: Any) -> None:
+        for average, variable in pairs:
+            average.assign_add(tf.cast(share, average.dtype) * (variable - average))
+
+    return move
+
+
 def random_bytes(shape: Any, seed: Any) -> Any:
     """Random integers from 0 to 255, each as likely; the same ones for the same seed.
 

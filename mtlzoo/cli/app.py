@@ -57,8 +57,8 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="An argument of the model, or learning_rate, optimizer (lazy_adam, adam or row_sparse_adagrad), "
-            "patience, monitor (loss or auc), preset, alternate, features and without (what the model sees), "
-            "loss_weights.TASK, lottery.SETTING.",
+            "ema_momentum (averages weights, such as 0.99), patience, monitor (loss or auc), preset, alternate, "
+            "features and without (what the model sees), loss_weights.TASK, lottery.SETTING.",
         ),
     ] = None,
     profile: Annotated[

@@ -7,7 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-TRAINING_SETTINGS = ("learning_rate", "optimizer", "patience", "monitor", "alternate", "preset", "features", "without")
+TRAINING_SETTINGS = (
+    "learning_rate", "optimizer", "ema_momentum", "patience", "monitor", "alternate", "preset", "features", "without",
+)  # fmt: skip
 DOTTED_SETTINGS = ("loss_weights", "lottery")
 
 

@@ -44,7 +44,7 @@ def tune(
             "--search",
             metavar="NAMES",
             help="What is searched, parted by commas. Default: all that the model declares, learning_rate and loss "
-            "weights; on request also optimizer and batch_size.",
+            "weights; on request also optimizer, batch_size and ema_momentum.",
         ),
     ] = None,
     settings: Annotated[

@@ -162,5 +162,6 @@ TOWER_UNITS = Choice(((32,), (64,), (128,), (128, 64)))
 LEARNING_RATE = Range(1e-4, 1e-2, log=True)
 OPTIMIZER = Choice(("lazy_adam", "row_sparse_adagrad"))
 BATCH_SIZE = Choice((1024, 2048, 4096, 8192))
+EMA_MOMENTUM = Choice((None, 0.98, 0.99, 0.995))
 # The first trained task weighs 1, and others relative to it: to Adam, a factor common to all losses is nothing.
 LOSS_WEIGHT = Range(0.1, 10.0, log=True)

@@ -63,6 +63,9 @@ class RunConfig(BaseModel):
         optimizer: `"lazy_adam"` and `"row_sparse_adagrad"` (`mtlzoo.optimizers`) move only those rows of embedding
             tables that a batch names; `"adam"` is Keras's, which moves all rows at every step and costs as much.
         learning_rate: Of the optimizer.
+        ema_momentum: Momentum of an exponential moving average of the weights, in [0, 1), such as 0.99; validation sees
+            the average, and the run keeps it (`mtlzoo.callbacks.AveragedWeights`). `None`: the weights themselves. The
+            trainings that draw the lottery's tickets average nothing.
         loss_weights: By trained task; 1 where not given.
         alternate: Whether each batch trains the tasks one after the other, in a step each, instead of all in one; a
             weight whose gradient is 0 in a step then stays where it is (`LazyAdam(skip_zeros=True)`, so it needs
@@ -86,6 +89,7 @@ class RunConfig(BaseModel):
     seed: int = Field(default=1, ge=0)
     optimizer: Literal["lazy_adam", "adam", "row_sparse_adagrad"] = "lazy_adam"
     learning_rate: float = Field(default=1e-3, gt=0)
+    ema_momentum: float | None = Field(default=None, ge=0, lt=1)
     loss_weights: dict[str, float] | None = None
     alternate: bool = False
     lottery: Lottery = Lottery()

@@ -19,7 +19,7 @@ import keras
 from pydantic import BaseModel
 
 from mtlzoo import models
-from mtlzoo.callbacks import MaskDensity, Throughput
+from mtlzoo.callbacks import AveragedWeights, MaskDensity, Throughput
 from mtlzoo.models import NCS4CVR, MultiTaskModel
 from mtlzoo.optimizers import LazyAdam, RowSparseAdagrad
 from mtlzoo.training.evaluate import evaluate
@@ -146,6 +146,11 @@ def compile_as_configured(model: MultiTaskModel, config: RunConfig, weighted_met
     model.compile(optimizer=optimizer, loss_weights=config.loss_weights, weighted_metrics=weighted_metrics)
 
 
+def averaging_of(config: RunConfig) -> list[AveragedWeights]:
+    """The callback that averages weights as configured, alone in a list; nothing where none are averaged."""
+    return [] if config.ema_momentum is None else [AveragedWeights(config.ema_momentum)]
+
+
 def _draw_tickets(
     model: NCS4CVR,
     dataset: Dataset,
@@ -232,6 +237,10 @@ def _fit(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> _State:
     valid = dataset.read("valid", batch_size=config.batch_size)
+    averaged = averaging_of(config)
+    if state.epoch:
+        for average in averaged:
+            average.restore(_own_weights(work, state.epoch))
     board = keras.callbacks.TensorBoard(work / "logs", write_graph=False, profile_batch=0)
     trained = [task.name for task in model.tasks if task.trained]
     impressions_per_step = max(1, config.batch_size // len(trained)) if config.alternate else config.batch_size
@@ -244,7 +253,7 @@ def _fit(
             validation_data=valid,
             initial_epoch=epoch,
             epochs=epoch + 1,
-            callbacks=[Throughput(impressions_per_step), MaskDensity(), board, *callbacks],
+            callbacks=[*averaged, Throughput(impressions_per_step), MaskDensity(), board, *callbacks],
             shuffle=False,  # the dataset shuffles; Keras would warn that it does not
             verbose=0,
         )
@@ -255,7 +264,7 @@ def _fit(
                 f"(now {config.learning_rate}) or look for extreme numeric features with `mtlzoo data check`"
             )
         state = state.after(logs, config.monitor)
-        _save(model, work, state)
+        _save(model, work, state, averaged)
     return state
 
 
@@ -263,18 +272,25 @@ def _checkpoint(work: Path, epoch: int) -> Path:
     return work / _CHECKPOINTS / f"epoch-{epoch:04d}.keras"
 
 
-def _save(model: MultiTaskModel, work: Path, state: _State) -> None:
+def _own_weights(work: Path, epoch: int) -> Path:
+    """What training goes on from where the checkpoint has averages."""
+    return _checkpoint(work, epoch).with_suffix(".npz")
+
+
+def _save(model: MultiTaskModel, work: Path, state: _State, averaged: list[AveragedWeights]) -> None:
     """Writes the epoch's model, copies it if it is the best; the state, written last, says that the epoch is done."""
     checkpoint = _checkpoint(work, state.epoch)
     model.save(checkpoint)
+    for average in averaged:
+        average.save(_own_weights(work, state.epoch))
     if state.best_epoch == state.epoch:
         copy = work / ("best." + MODEL)
         shutil.copyfile(checkpoint, copy)
         copy.replace(work / MODEL)
     write_json(work / HISTORY, state.history)
     write_json(work / _STATE, state.model_dump())
-    for older in (work / _CHECKPOINTS).glob("*.keras"):
-        if older != checkpoint:
+    for older in (work / _CHECKPOINTS).iterdir():
+        if older.stem != checkpoint.stem:
             older.unlink()
 
 

@@ -13,6 +13,7 @@ from mtlzoo.metrics import AUC, ExpectedCalibrationError, LogLoss, NormalizedEnt
 from mtlzoo.models import MODELS, MultiTaskModel, arguments_of
 from mtlzoo.models.search_space import (
     BATCH_SIZE,
+    EMA_MOMENTUM,
     LEARNING_RATE,
     LOSS_WEIGHT,
     OPTIMIZER,
@@ -29,7 +30,11 @@ from pipelines.schema import Schema
 _METRICS = {"auc": AUC, "log_loss": LogLoss, "normalized_entropy": NormalizedEntropy, "ece": ExpectedCalibrationError}
 _WEIGHTS = "loss_weights."
 # What may be held fixed besides arguments of the model. (Of `RunConfig`; the rest is no setting of a single training.)
-FIXED_TRAINING = ("learning_rate", "optimizer", "loss_weights", "batch_size", "patience", "monitor")
+FIXED_TRAINING = (
+    "learning_rate", "optimizer", "ema_momentum", "loss_weights", "batch_size", "patience", "monitor",
+)  # fmt: skip
+# What a tuner that is handed batches cannot search: they are made already, and it keeps the weights of an epoch's end.
+_OF_OUR_TUNER = ("batch_size", "ema_momentum")
 FIXED_DATA = ("features", "without")
 
 
@@ -101,12 +106,14 @@ class ZooHyperModel(keras_tuner.HyperModel):
         they are put back. With one task, logs are named for it too, as with several.
 
         Raises:
-            FatalValueError: `batch_size` is searched, but these batches are made already.
+            FatalValueError: `batch_size` is searched, but these batches are made already; or `ema_momentum` is searched
+                or fixed, but such a tuner keeps the weights of an epoch's end.
         """
-        if "batch_size" in self.space:
+        refused = [n for n in _OF_OUR_TUNER if n in self.space] + ["ema_momentum"] * ("ema_momentum" in self.fixed)
+        if refused:
             raise keras_tuner.errors.FatalValueError(
-                "batch_size cannot be searched by a tuner that is handed batches; leave it out of `search`, or use "
-                "mtlzoo.tuning.Search"
+                f"{refused[0]} cannot be set for a tuner that is handed batches; leave it out of `search` and `fixed`, "
+                "or use mtlzoo.tuning.Search"
             )
         self._compile(model, self.config(self.values(hp)))
         history = model.fit(*args, **kwargs)
@@ -149,7 +156,8 @@ def hypermodel(
         schema: Fitted schema, as `pipelines.open_dataset(DIR).schema` has it.
         search: Names of what is searched. `None`: everything that the model's class declares in `SEARCH_SPACE`,
             `learning_rate`, and `loss_weights.TASK` for every trained task but the first, which weighs 1. On request
-            also `optimizer`, and `batch_size` where the tuner reads the data itself (`mtlzoo.tuning.Search`).
+            also `optimizer`, and where the tuner reads the data itself (`mtlzoo.tuning.Search`) `batch_size` and
+            `ema_momentum`.
         fixed: Arguments of the model, and `learning_rate`, `optimizer`, `loss_weights` and so on, that differ from the
             defaults; they are not searched.
         metrics: What `fit` logs of every task: `"auc"`, `"log_loss"`, `"normalized_entropy"`, `"ece"`.
@@ -176,7 +184,7 @@ def hypermodel(
     known = known_dimensions(name, schema, fixed.get("label_space"))
     _parted(name, fixed)
     if search is None:
-        on_request = ("optimizer", "batch_size")
+        on_request = ("optimizer", *_OF_OUR_TUNER)
         weighed = "loss_weights" in fixed
         chosen = [n for n in known if n not in (*fixed, *on_request) and not (weighed and n.startswith(_WEIGHTS))]
     else:
@@ -221,6 +229,7 @@ def known_dimensions(name: str, schema: Schema, label_space: Any = None) -> dict
         "learning_rate": LEARNING_RATE,
         "optimizer": OPTIMIZER,
         "batch_size": BATCH_SIZE,
+        "ema_momentum": EMA_MOMENTUM,
         **{f"{_WEIGHTS}{task}": LOSS_WEIGHT for task in trained[1:]},
     }
 

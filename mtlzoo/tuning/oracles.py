@@ -34,6 +34,7 @@ class _Kept(keras_tuner.Oracle):
     wanted: TuningObjective
     search_seed: int
     deadline: float | None = None
+    begins_with_defaults = True
 
     def save(self) -> None:
         """Writes the state of the oracle and of all its trials at once."""
@@ -70,7 +71,12 @@ class _Kept(keras_tuner.Oracle):
         super().end_trial(trial)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """KerasTuner's; for a Pareto front, all trials are first scored anew by another mixture of the measures."""
+        """KerasTuner's, after a first trial of the defaults: a search that ends has nothing worse to show than them.
+
+        For a Pareto front, all trials are scored anew by another mixture of the measures before values are chosen.
+        """
+        if self.begins_with_defaults and not self.trials:
+            return {"status": "RUNNING", "values": dict(self.get_space().values)}
         if isinstance(self.wanted, Pareto):
             self._score_by_drawn_mixture(self.wanted)
         return super().populate_space(trial_id)
@@ -94,15 +100,17 @@ class _Kept(keras_tuner.Oracle):
 
 
 class _Random(_Kept, keras_tuner.oracles.RandomSearchOracle):
-    """Points at random."""
+    """The defaults, then points at random."""
 
 
 class _Bayesian(_Kept, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Random points first, then where a Gaussian process expects most."""
+    """The defaults and random points first, then where a Gaussian process expects most."""
 
 
 class _Hyperband(_Kept, keras_tuner.oracles.HyperbandOracle):
-    """Many short trials, and longer ones of the best."""
+    """Many short trials, and longer ones of the best; its brackets leave no place for a trial of the defaults."""
+
+    begins_with_defaults = False
 
 
 def make_oracle(

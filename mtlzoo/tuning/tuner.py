@@ -12,10 +12,11 @@ import keras_tuner
 from keras_tuner.engine.trial import Trial
 
 from mtlzoo import backend, models
+from mtlzoo.callbacks import AveragedWeights
 from mtlzoo.models import MultiTaskModel
 from mtlzoo.training import RunConfig, evaluate
 from mtlzoo.training.seeds import epoch_seed, seed_dropout
-from mtlzoo.training.train import compile_as_configured
+from mtlzoo.training.train import averaging_of, compile_as_configured
 from mtlzoo.tuning.hypermodel import ZooHyperModel
 from mtlzoo.tuning.objectives import TuningObjective
 from mtlzoo.tuning.oracles import VALUE
@@ -32,7 +33,7 @@ class MultiTaskTuner(keras_tuner.Tuner):
 
     A trial trains as `mtlzoo.training.train` does, with the same seed and so the same order of impressions. After each
     epoch all tasks are evaluated on the validation split; the test split is never read. The epoch with the best value
-    of the objective counts.
+    of the objective counts, and `patience` epochs without a better one end the trial.
 
     - A trial that is hopeless by the median rule (`mtlzoo.tuning.pruning`) is pruned, and keeps its value so far.
     - A loss that is NaN, exhausted memory, or any other error of one trial makes it fail, with the reason in its
@@ -150,15 +151,17 @@ class MultiTaskTuner(keras_tuner.Tuner):
         keras.utils.set_random_seed(config.seed)
         model = models.create(config.model, dataset.schema, **config.arguments)
         compile_as_configured(model, config, weighted_metrics=None)  # `evaluate` measures, after each epoch
+        averaged = averaging_of(config)
         best: tuple[float, ...] | None = None
+        best_epoch = 0
         for epoch in range(config.epochs):
-            self._fit_epoch(model, dataset, config, epoch)
+            self._fit_epoch(model, dataset, config, epoch, averaged)
             evaluation = evaluate(model, dataset, "valid")["tasks"]
             record.curve.append(self.wanted.value(evaluation))
             cost = self.wanted.cost(evaluation)
             if best is None or cost < best:
-                best = cost
-                record.best_epoch, record.value = epoch + 1, record.curve[-1]
+                best, best_epoch = cost, epoch + 1
+                record.best_epoch, record.value = best_epoch, record.curve[-1]
                 record.evaluation, record.note = evaluation, self.wanted.note(evaluation)
             bound = pruning_bound(self.records.all(), epoch + 1) if self._prunes and epoch + 1 < config.epochs else None
             if is_hopeless(record.curve, bound, self.wanted.direction):
@@ -166,9 +169,13 @@ class MultiTaskTuner(keras_tuner.Tuner):
                 record.reason = f"worse after epoch {epoch + 1} than the median of the others, {bound:.4f}"
                 return
             self._keep(record)
+            if epoch + 1 - best_epoch >= config.patience:
+                break
         record.status = "finished"
 
-    def _fit_epoch(self, model: MultiTaskModel, dataset: Dataset, config: RunConfig, epoch: int) -> None:
+    def _fit_epoch(
+        self, model: MultiTaskModel, dataset: Dataset, config: RunConfig, epoch: int, averaged: list[AveragedWeights]
+    ) -> None:
         seed_dropout(model, epoch_seed(config.seed, epoch))
         batches = dataset.read("train", config.batch_size, shuffle=True, seed=epoch_seed(config.seed, epoch))
         with dataset.damaged_shards_named("train"):
@@ -176,7 +183,7 @@ class MultiTaskTuner(keras_tuner.Tuner):
                 batches,
                 initial_epoch=epoch,
                 epochs=epoch + 1,
-                callbacks=[keras.callbacks.TerminateOnNaN()],
+                callbacks=[keras.callbacks.TerminateOnNaN(), *averaged],
                 shuffle=False,
                 verbose=0,
             )

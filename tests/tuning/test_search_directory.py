@@ -180,6 +180,22 @@ def test_a_hopeless_trial_is_pruned_and_keeps_its_value(dataset, tmp_path):
     assert state["trials"]["0"]["score"] == pytest.approx(record.value)
 
 
+def test_a_search_begins_with_the_defaults(searched):
+    first = searched.records.find(1)
+    assert first.values == {"learning_rate": 0.001, "dropout": 0.1}
+    state = json.loads((searched.folder / "state.json").read_text())
+    assert state["trials"]["0"]["hyperparameters"]["values"] == {"learning_rate": 0.001, "dropout": "0.1"}
+
+
+def test_a_trial_that_gets_no_better_ends_as_a_training_would(dataset, tmp_path):
+    settled = {**SMALL, "bottom_units": [8], "learning_rate": 1e-30, "patience": 3}
+    search = Search(config(dataset, epochs=9, fixed=settled, search=("dropout",)), tmp_path / "out")
+    search.run(trials=1)
+    record = search.records.find(1)
+    assert (record.status, record.best_epoch, len(record.curve)) == ("finished", 1, 4)
+    assert set(record.curve) == {record.value}
+
+
 def test_an_interrupted_trial_is_run_again_and_one_that_kills_its_process_is_not(dataset, tmp_path):
     class CtrlC(BaseException):
         pass
