@@ -58,6 +58,11 @@ def is_row_sparse(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices)
 
 
+def is_stream(x: Any) -> bool:
+    """Whether it is a `tf.data.Dataset`."""
+    return isinstance(x, tf.data.Dataset)
+
+
 def is_distributed(model: Any) -> bool:
     """Whether a model trains under a distribution strategy, or code runs in the scope of one."""
     return tf.distribute.has_strategy() or model.distribute_strategy is not tf.distribute.get_strategy()

@@ -85,17 +85,17 @@ def _check_numeric(feature: Numeric, raw: RawBatch) -> None:
     # As the records hold them: what overflows float32, or rounds to -1 there, is as bad as the thing itself.
     with np.errstate(over="ignore"):
         values = exact.astype(np.float32)
-    _refuse(np.isinf(values), exact, feature.source, raw, "must be finite and within the range of float32")
+    _refuse(np.isinf(values), exact, feature.source, raw, "it must be finite and within the range of float32")
     if feature.missing == "error":
         _refuse(
             np.isnan(values),
             exact,
             feature.source,
             raw,
-            f"is missing; fill it, or set `missing: mean` (or a number) for feature {feature.name!r}",
+            f"fill it, or set `missing: mean` (or a number) for feature {feature.name!r}",
         )
     if feature.transform == "log1p":
-        _refuse(values <= -1.0, exact, feature.source, raw, "must be above -1 for log1p; use `transform: symlog`")
+        _refuse(values <= -1.0, exact, feature.source, raw, "it must be above -1 for log1p; use `transform: symlog`")
 
 
 def _check_whole(feature: Categorical, raw: RawBatch) -> None:
@@ -107,7 +107,7 @@ def _check_whole(feature: Categorical, raw: RawBatch) -> None:
             values,
             feature.source,
             raw,
-            f"must be whole for feature {feature.name!r}",
+            f"it must be whole for feature {feature.name!r}",
         )
 
 
@@ -151,14 +151,15 @@ def _check_weight(schema: Schema, raw: RawBatch) -> None:
         return
     values = raw.batch.column(schema.keys.weight).to_numpy(zero_copy_only=False).astype(np.float64)
     wrong = ~(np.isfinite(values) & (values >= 0))
-    _refuse(wrong, values, schema.keys.weight, raw, "must be a finite weight of at least 0")
+    _refuse(wrong, values, schema.keys.weight, raw, "it must be a finite weight of at least 0")
 
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, column: str, raw: RawBatch, demand: str) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         count = int(wrong.sum())
+        found = "empty" if np.isnan(values[row]) else values[row]
         raise DataError(
-            f"{raw.where(row)}: column {column!r} is {values[row]}: it {demand} "
+            f"{raw.where(row)}: column {column!r} is {found}: {demand} "
             f"({count} such row{'s' if count > 1 else ''} in this batch of {len(wrong)})"
         )

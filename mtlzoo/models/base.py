@@ -94,6 +94,25 @@ class MultiTaskModel(keras.Model):
             optimizer=optimizer, loss=loss, loss_weights=loss_weights, weighted_metrics=weighted_metrics, **kwargs
         )
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        **settings: Any,
+    ) -> Any:
+        """Keras's. Of a stream of batches `shuffle` asks nothing: `Dataset.read(..., shuffle=True)` does it."""
+        shuffle = shuffle and not backend.is_stream(x)  # Keras would warn that it cannot
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **settings
+        )
+
     def make_train_function(self, force: bool = False) -> Any:
         """Keras's. All variables of a step are there before: a function that makes some is traced twice, for seconds.
 

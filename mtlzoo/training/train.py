@@ -254,7 +254,6 @@ def _fit(
             initial_epoch=epoch,
             epochs=epoch + 1,
             callbacks=[*averaged, Throughput(impressions_per_step), MaskDensity(), board, *callbacks],
-            shuffle=False,  # the dataset shuffles; Keras would warn that it does not
             verbose=0,
         )
         logs = {key: float(values[-1]) for key, values in history.history.items()}

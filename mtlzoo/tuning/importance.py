@@ -29,7 +29,7 @@ def hyperparameter_importance(positions: np.ndarray, values: Sequence[float], se
         seed: Of the forest and of the sample of the space.
 
     Returns:
-        float64 `[hyper-parameters]`, each in about [0, 1]; `None` for fewer than 8 trials, or where all are alike.
+        float64 `[hyper-parameters]`, each in [0, 1]; `None` for fewer than 8 trials, or where all are alike.
 
     Example:
         >>> positions = np.random.default_rng(0).random((200, 2))
@@ -44,13 +44,12 @@ def hyperparameter_importance(positions: np.ndarray, values: Sequence[float], se
         return None
     forest = RandomForestRegressor(_TREES, random_state=seed).fit(positions, np.asarray(values))
     sample = np.random.default_rng(seed).random((_SAMPLES, positions.shape[1]))
-    variance = np.var(forest.predict(sample))
-    if variance == 0.0:
-        return None
-    effects = []
+    shares = []
     for column in range(positions.shape[1]):
         grid = np.repeat(sample[None], _GRID, axis=0)  # [grid, samples, hyper-parameters]
         grid[:, :, column] = ((np.arange(_GRID) + 0.5) / _GRID)[:, None]
         predicted = forest.predict(grid.reshape(-1, positions.shape[1])).reshape(_GRID, _SAMPLES)
-        effects.append(np.var(predicted.mean(axis=1)))
-    return np.array(effects) / variance
+        # Both variances over the same points: no share is above 1.
+        variance = np.var(predicted)
+        shares.append(np.var(predicted.mean(axis=1)) / variance if variance > 0.0 else 0.0)
+    return np.array(shares)

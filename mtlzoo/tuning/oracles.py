@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import keras_tuner
 import numpy as np
 from keras_tuner.engine.trial import Trial
+from sklearn.exceptions import ConvergenceWarning
 
 from mtlzoo.training.run import read_json, write_json
 from mtlzoo.tuning.names import known_name
@@ -105,6 +107,12 @@ class _Random(_Kept, keras_tuner.oracles.RandomSearchOracle):
 
 class _Bayesian(_Kept, keras_tuner.oracles.BayesianOptimizationOracle):
     """The defaults and random points first, then where a Gaussian process expects most."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """As the other oracles, without scikit-learn's remark that a scale of the process lies at its bound."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().populate_space(trial_id)
 
 
 class _Hyperband(_Kept, keras_tuner.oracles.HyperbandOracle):

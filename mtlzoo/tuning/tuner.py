@@ -184,7 +184,6 @@ class MultiTaskTuner(keras_tuner.Tuner):
                 initial_epoch=epoch,
                 epochs=epoch + 1,
                 callbacks=[keras.callbacks.TerminateOnNaN(), *averaged],
-                shuffle=False,
                 verbose=0,
             )
         loss = history.history["loss"][-1]

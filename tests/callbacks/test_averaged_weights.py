@@ -38,11 +38,14 @@ def fit(model, *callbacks, epochs=1, **settings):
     )
 
 
-def average_of(first, seen, momentum):
-    average = [w.astype("float64") for w in first]
+def average_of(first, seen, momentum, moves=None):
+    """The recursion; `moves` are the steps whose weights stand for all since the one before. `None`: every step."""
+    average, kept = [w.astype("float64") for w in first], 1.0
     for t, weights in enumerate(seen, 1):
-        m = min(momentum, (1 + t) / (10 + t))
-        average = [m * a + (1 - m) * w for a, w in zip(average, weights, strict=True)]
+        kept *= min(momentum, (1 + t) / (10 + t))
+        if moves is None or t in moves:
+            average = [kept * a + (1 - kept) * w for a, w in zip(average, weights, strict=True)]
+            kept = 1.0
     return average
 
 
@@ -55,18 +58,27 @@ def assert_same(weights, expected, **tolerance):
 def test_a_fit_leaves_the_average_of_the_recursion(momentum):
     model, seen = model_of(), Weights()
     first = model.get_weights()
-    averaged = AveragedWeights(momentum)
+    averaged = AveragedWeights(momentum, every=1)
     fit(model, averaged, seen, epochs=2)
     assert averaged.steps == len(seen.seen) == 2 * STEPS
     assert_same(model.get_weights(), average_of(first, seen.seen, momentum))
     assert momentum == 0.0 or np.abs(model.get_weights()[0] - seen.seen[-1][0]).max() > 1e-3
 
 
+def test_averages_move_every_so_many_steps_and_before_they_are_used():
+    model, seen = model_of(), Weights()
+    first = model.get_weights()
+    averaged = AveragedWeights(0.7, every=5)
+    fit(model, averaged, seen, epochs=2, validation_data=(X, Y))
+    # 12 steps an epoch; each validation asks for what has been seen so far.
+    assert_same(model.get_weights(), average_of(first, seen.seen, 0.7, moves=[5, 10, 12, 17, 22, 24]))
+
+
 def test_training_goes_on_as_if_nothing_were_averaged():
     plain, model = model_of(), model_of()
     for _ in range(3):
         fit(plain)
-    seen, averaged = Weights(), AveragedWeights(0.9)
+    seen, averaged = Weights(), AveragedWeights(0.9, every=1)
     first = model.get_weights()
     for _ in range(3):
         fit(model, averaged, seen, validation_data=(X, Y))
@@ -84,7 +96,7 @@ def test_validation_is_that_of_the_average():
 def test_an_execution_of_several_steps_moves_as_far_as_they_would():
     single, several, seen = model_of(), model_of(steps_per_execution=4), Weights()
     first = single.get_weights()
-    averaged = AveragedWeights(0.6)
+    averaged = AveragedWeights(0.6, every=4)
     fit(several, averaged, seen)
     assert (averaged.steps, len(seen.seen)) == (STEPS, STEPS // 4)
     expected = [w.astype("float64") for w in first]
@@ -130,6 +142,8 @@ def test_bad_use_is_refused():
     for momentum in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\), received"):
             AveragedWeights(momentum)
+    with pytest.raises(ValueError, match="`every` must be at least 1, received 0"):
+        AveragedWeights(every=0)
     with pytest.raises(ValueError, match="nothing to save before `fit` has ended"):
         AveragedWeights().save("never.npz")
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():

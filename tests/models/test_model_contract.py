@@ -260,9 +260,10 @@ def test_trains_in_mixed_precision(name, dataset, batch, policy):
     assert second < first
 
 
-def test_learns_the_signal_and_evaluates_every_task(model, dataset):
+def test_learns_the_signal_and_evaluates_every_task(model, dataset, recwarn):
     model.compile()
     model.fit(dataset.read("train", BATCH, shuffle=True, seed=1), epochs=6, verbose=0)
+    assert not [str(warning.message) for warning in recwarn if "shuffle" in str(warning.message)]
     tasks = evaluate(model, dataset, "valid")["tasks"]
     assert list(tasks) == ["click", "conversion", "ctcvr"]
     assert tasks["click"]["auc"] > 0.6

@@ -172,7 +172,7 @@ FAULTS = {
         {"click": [0, 1, 0, 0]},
         r"row 3: conversion is 1 but its parent click is 0 .*funnel_violations: drop",
     ),
-    "missing number": ({"price": [1, None, 3, 4]}, r"row 2: column 'price' is nan: it is missing.*`missing: mean`"),
+    "missing number": ({"price": [1, None, 3, 4]}, r"row 2: column 'price' is empty: fill it, or set `missing: mean`"),
     "infinite": ({"price": [1, 2, "-inf", 4]}, r"row 3: column 'price' is -inf: it must be finite"),
     "beyond float32": ({"price": [1, 2, 3, 1e300]}, r"row 4: column 'price' is 1e\+300: it must be finite"),
     "bad weight": ({"importance": [1, 1, -1, 1]}, r"row 3: column 'importance' is -1\.0: it must be a finite weight"),
@@ -214,7 +214,7 @@ def parquet(path, **columns):
         ({"code": ["1", "2", "x", "4"]}, "row 3: column 'code' of feature 'code' must be int64, is string"),
         ({"code": [1.0, 2.5, 3.0, 4.0]}, "row 2: column 'code' of feature 'code' must be int64, is double"),
         ({"price": [[1.0]] * 4}, "column 'price' of feature 'price' must be double, is list"),
-        ({"price": [1.0, math.nan, 3.0, 4.0]}, "row 2: column 'price' is nan: it is missing"),
+        ({"price": [1.0, math.nan, 3.0, 4.0]}, "row 2: column 'price' is empty: fill it"),
         ({"strength": [[1.0, math.nan], [1.0], [], [1.0]], "tags": [["x", "y"], ["x"], [], ["z"]]}, "row 1: column"),
     ],
 )

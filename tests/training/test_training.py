@@ -144,6 +144,19 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(run, dataset, t
         assert [a[key] for key in keys] == [b[key] for key in keys]
 
 
+def test_averaged_weights_are_validated_kept_and_gone_on_with(run, dataset, tmp_path):
+    averaging = config(dataset, ema_momentum=0.9)
+    whole = train(averaging, tmp_path / "whole")
+    assert whole.history[0]["loss"] == run.history[0]["loss"]  # averaging changes no step
+    assert whole.history[0]["val_loss"] != run.history[0]["val_loss"]
+    best = whole.history[whole.metrics["best_epoch"] - 1]
+    logs = whole.model().evaluate(dataset.read("valid", 512), verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], best["val_loss"], rtol=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        train(averaging, tmp_path / "run", callbacks=[Stop(epoch=1)])
+    assert_same_weights(whole, train(averaging, tmp_path / "run"))
+
+
 def test_an_interruption_leaves_the_older_run_whole(dataset, tmp_path):
     out = tmp_path / "run"
     first = train(config(dataset, epochs=1), out)

@@ -114,8 +114,16 @@ def test_bad_input_is_one_message(arguments, message):
     assert message in str(error.value)
 
 
-def test_made_batches_have_a_batch_size_already(dataset):
-    made = hypermodel("shared_bottom", dataset.schema, ["batch_size"], SMALL)
+@pytest.mark.parametrize(
+    ("name", "search", "fixed"),
+    [
+        ("batch_size", ["batch_size"], {}),
+        ("ema_momentum", ["ema_momentum"], {}),
+        ("ema_momentum", ["dropout"], {"ema_momentum": 0.9}),
+    ],
+)
+def test_what_takes_our_own_tuner_is_refused_by_others(dataset, name, search, fixed):
+    made = hypermodel("shared_bottom", dataset.schema, search, {**SMALL, **fixed})
     hp = keras_tuner.HyperParameters()
-    with pytest.raises(keras_tuner.errors.FatalValueError, match="batch_size cannot be searched"):
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=f"{name} cannot be set for a tuner that is handed"):
         made.fit(hp, made.build(hp), dataset.read("train", 512))

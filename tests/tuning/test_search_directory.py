@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mtlzoo.models.search_space import Choice
+from mtlzoo.training import train
 from mtlzoo.tuning import Search, SearchConfig, ZooHyperModel, hypermodel, open_search
 from mtlzoo.tuning.importance import hyperparameter_importance
 from mtlzoo.tuning.records import TrialRecord
@@ -250,6 +251,18 @@ def test_trials_leave_no_memory_behind(dataset, tmp_path):
     assert taken[6] - taken[2] < 50
 
 
+def test_a_trial_trains_as_the_run_of_the_winner_does(dataset, tmp_path):
+    search = Search(config(dataset, search=("ema_momentum",), epochs=2), tmp_path / "out")
+    search.run(trials=2)
+    records = search.records.all()
+    assert records[0].values == {"ema_momentum": None}
+    averaged = records[1]
+    run = train(search.run_config(averaged), tmp_path / "run")
+    assert run.config.ema_momentum == averaged.values["ema_momentum"] is not None
+    assert run.history[0]["val_ctcvr_auc"] == pytest.approx(averaged.curve[0], abs=1e-4)
+    assert averaged.curve[0] != records[0].curve[0]
+
+
 def test_batch_size_is_searched_where_the_tuner_reads(dataset, tmp_path):
     search = Search(config(dataset, search=("batch_size",), algorithm="bayesian"), tmp_path / "out")
     assert search.run_config(TrialRecord(number=1, values={"batch_size": 8192})).batch_size == 8192
@@ -262,5 +275,8 @@ def test_importance_finds_what_matters():
     found = hyperparameter_importance(positions, 3 * positions[:, 0] + positions[:, 1])
     # Variances of 9/12 and 1/12: shares 0.9 and 0.1.
     np.testing.assert_allclose(found, [0.9, 0.1, 0.0], atol=0.06)
+    # One that decides all: few trials leave the forest coarse, but no share above 1.
+    (alone, *others) = hyperparameter_importance(positions[:9], positions[:9, 0])
+    assert 0.5 < alone <= 1.0
     assert hyperparameter_importance(positions[:7], positions[:7, 0]) is None
     assert hyperparameter_importance(positions[:20], [0.5] * 20) is None
