@@ -48,7 +48,7 @@ from evidence_runs import (
     trial_of,
     world_of,
 )
-from paired import Gain, Interval, holm, mean_interval, paired_gain, verdict
+from paired import Gain, holm, mean_interval, paired_gain, verdict
 from rich.console import Console
 from rich.table import Table
 
@@ -74,12 +74,12 @@ def means_table(results: dict[str, list[dict]]) -> Table:
         table.add_column(task, justify="right")
     table.add_column("weights", justify="right")
     for contender, runs in results.items():
-        cells = [_with_half(mean_interval(aucs(runs, task))) + _share_of_way(runs, task) for task in tasks]
+        cells = [mean_interval(aucs(runs, task)).text() + _share_of_way(runs, task) for task in tasks]
         weights = runs[0].get("parameters")
         table.add_row(contender, *cells, f"{weights / 1e6:.2f} M" if weights else "")
     if "best" in first[0]:
         bests = [mean_interval([run["best"][task] for run in first]) for task in tasks]
-        table.add_row("best reachable", *map(_with_half, bests))
+        table.add_row("best reachable", *(best.text() for best in bests))
     return table
 
 
@@ -88,10 +88,6 @@ def _share_of_way(runs: list[dict], task: str) -> str:
         return ""
     shares = [(run["tasks"][task]["auc"] - 0.5) / (run["best"][task] - 0.5) for run in runs]
     return f", {mean_interval(shares).mean:.1%}"
-
-
-def _with_half(interval: Interval) -> str:
-    return f"{interval.mean:.4f} ± {_number(interval.half, '.4f')}"
 
 
 def _number(value: float, form: str) -> str:

@@ -25,6 +25,11 @@ class Interval:
         """Half the interval's width: what stands behind +-."""
         return (self.high - self.low) / 2.0
 
+    def text(self, sign: str = "") -> str:
+        """`0.1234 ± 0.0056`, with `?` for an open interval; `sign="+"` shows the mean's sign always."""
+        half = "?" if math.isnan(self.half) else f"{self.half:.4f}"
+        return f"{self.mean:{sign}.4f} ± {half}"
+
 
 @dataclass(frozen=True)
 class Gain:

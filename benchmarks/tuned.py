@@ -158,16 +158,16 @@ def table_of(results: dict[str, dict[str, list[dict]]], best: dict[str, float] |
     first = next(iter(results.values()))[VARIANTS[0]]
     tasks = list(first[0]["tasks"])
     table = Table(title=f"test AUC, {len(first)} seeds, 95 % intervals")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for task in tasks:
         table.add_column(task, justify="right")
     for model, of_variants in results.items():
         for variant in VARIANTS:
             intervals = [mean_interval(aucs(of_variants[variant], task)) for task in tasks]
-            table.add_row(f"{model}, {variant}", *(f"{i.mean:.4f} ± {i.half:.4f}" for i in intervals))
+            table.add_row(f"{model}, {variant}", *(interval.text() for interval in intervals))
         pairs = [(aucs(of_variants[VARIANTS[1]], task), aucs(of_variants[VARIANTS[0]], task)) for task in tasks]
         gains = [paired_gain(searched, defaults) for searched, defaults in pairs]
-        shown = [f"{g.interval.mean:+.4f} ± {g.interval.half:.4f}, {g.wins} of {g.pairs}" for g in gains]
+        shown = [f"{gain.interval.text('+')}, {gain.wins} of {gain.pairs}" for gain in gains]
         table.add_row("  gain", *shown, end_section=True)
     if best:
         table.add_row("best reachable", *(f"{best[task]:.4f}" for task in tasks))
