@@ -55,7 +55,8 @@ class MaskedDense(keras.layers.Layer):
         l0: Weight of the penalty on open connections, at least 0; for learned masks. It multiplies a sum over tasks and
             connections: the price of a single connection.
         initial_density: Share p of open connections at the start, in (0, 1); for learned masks. The straight-through
-            estimator opens a connection from p = 0.5 on, so that it starts with all open above that and none below.
+            estimator holds a connection open while p is above 0.5, so it starts with all of them and needs more than
+            0.5: a network with none open has no gradient.
         gate_scale: `log_alpha = gate_scale * weight`: under an Adam it moves `gate_scale` times as fast as the kernel.
             By itself an Adam of rate 0.001 would take a thousand steps to close a connection.
         kernel_initializer: Initializer of the kernel.
@@ -108,6 +109,11 @@ class MaskedDense(keras.layers.Layer):
             raise ValueError(f"l0 must be 0 with mask='fixed', which learns no masks; is {l0!r}")
         if not 0.0 < initial_density < 1.0:
             raise ValueError(f"initial_density must be above 0 and below 1, is {initial_density!r}")
+        if mask == "learned" and estimator == "straight_through" and initial_density <= 0.5:
+            raise ValueError(
+                f"initial_density must be above 0.5 with estimator='straight_through', is {initial_density!r}: every "
+                "connection would start closed, and none would learn to open"
+            )
         if not 0.0 < gate_scale < math.inf:
             raise ValueError(f"gate_scale must be finite and above 0, is {gate_scale!r}")
         self.units = int(units)

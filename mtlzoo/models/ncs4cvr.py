@@ -54,7 +54,8 @@ class NCS4CVR(MultiTaskModel):
         mask: `"learned"` or `"lottery"`.
         estimator: `"straight_through"` or `"hard_concrete"`; for learned masks. See `MaskedDense`.
         l0: Price of an open connection, per task; for learned masks.
-        initial_density: Probability that a connection is open at the start, in (0, 1); for learned masks.
+        initial_density: Probability that a connection is open at the start, below 1 and above 0.5 (straight-through) or 0
+            (hard-concrete); for learned masks.
         gate_scale: How much faster gates move than kernels; for learned masks.
         losses: What `compile()` chooses. `"cross_entropy"`; or `"paper"`: focal loss (alpha 0.75, gamma 2) for labels
             without a parent, and for the others squared error on their population, weighing 1.5. The paper regresses
@@ -90,7 +91,7 @@ class NCS4CVR(MultiTaskModel):
         "tower_units": Choice(((), (64,), (128, 64))),
         "pairwise_dots": Choice((False, True)),
         "l0": Range(1e-9, 1e-5, log=True),
-        "initial_density": Choice((0.5, 0.75, 0.9)),
+        "initial_density": Choice((0.6, 0.75, 0.9)),
         "gate_scale": Range(1.0, 30.0, log=True),
         **OF_ALL_MODELS,
     }

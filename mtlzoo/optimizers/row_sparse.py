@@ -25,7 +25,8 @@ class RowSparse(keras.optimizers.Optimizer):
       Variables with a dense gradient decay as in Keras.
     - `gradient_accumulation_steps` and `loss_scale_factor` are refused: Keras accumulates in a dense copy of the table,
       and cannot divide a row-sparse gradient.
-    - `use_ema` works, but Keras averages whole tables: each step then costs a pass over them.
+    - `use_ema` works, but Keras averages whole tables at every step, and goes on from the averages where `fit` ends;
+      `mtlzoo.callbacks.AveragedWeights` does neither.
 
     A subclass gives `_update_rows`; dense gradients go to the `update_step` of the Keras optimizer behind.
 

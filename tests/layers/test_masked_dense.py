@@ -294,6 +294,8 @@ def test_masks_that_do_not_fit_are_named():
         ({"l0": -1.0}, "l0.*-1.0"),
         ({"l0": 0.1, "mask": "fixed"}, "l0.*mask='fixed'.*0.1"),
         ({"initial_density": 1.0}, "initial_density.*1.0"),
+        ({"initial_density": 0.5}, "above 0.5 with estimator='straight_through', is 0.5: every connection would start"),
+        ({"initial_density": 0.0, "estimator": "hard_concrete"}, "initial_density.*0.0"),
         ({"gate_scale": 0.0}, "gate_scale.*0.0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras_tuner
+import numpy as np
 import pytest
 from searched_schema import schema_of
 
@@ -36,6 +37,10 @@ def test_the_corners_of_a_space_build_and_compile(name):
         for key, dimension in search_space_of(MODELS[name]).items():
             assert dimension.text(config[key]) == dimension.text(dimension.ends[end]), key
         assert model.compiled
+        # A model with nothing open between input and output cannot tell two impressions apart that differ in everything.
+        features = {x.name: np.arange(2.0)[:, None].repeat(x.shape[1], 1).astype(x.dtype) for x in model.inputs}
+        for task, probabilities in model(features).items():
+            assert np.ptp(probabilities) > 0.0, task
         assert float(model.optimizer.learning_rate) == pytest.approx(made.space["learning_rate"].ends[end])
 
 
