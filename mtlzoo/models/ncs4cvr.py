@@ -54,8 +54,8 @@ class NCS4CVR(MultiTaskModel):
         mask: `"learned"` or `"lottery"`.
         estimator: `"straight_through"` or `"hard_concrete"`; for learned masks. See `MaskedDense`.
         l0: Price of an open connection, per task; for learned masks.
-        initial_density: Probability that a connection is open at the start, below 1 and above 0.5 (straight-through) or 0
-            (hard-concrete); for learned masks.
+        initial_density: Probability that a connection is open at the start, below 1 and above 0.5 (straight-through)
+            or 0 (hard-concrete); for learned masks.
         gate_scale: How much faster gates move than kernels; for learned masks.
         losses: What `compile()` chooses. `"cross_entropy"`; or `"paper"`: focal loss (alpha 0.75, gamma 2) for labels
             without a parent, and for the others squared error on their population, weighing 1.5. The paper regresses

@@ -37,7 +37,7 @@ def test_the_corners_of_a_space_build_and_compile(name):
         for key, dimension in search_space_of(MODELS[name]).items():
             assert dimension.text(config[key]) == dimension.text(dimension.ends[end]), key
         assert model.compiled
-        # A model with nothing open between input and output cannot tell two impressions apart that differ in everything.
+        # With nothing open between input and output, two impressions that differ in everything would look alike.
         features = {x.name: np.arange(2.0)[:, None].repeat(x.shape[1], 1).astype(x.dtype) for x in model.inputs}
         for task, probabilities in model(features).items():
             assert np.ptp(probabilities) > 0.0, task
