@@ -210,6 +210,7 @@ class _Search:
                 initial_epoch=epoch,
                 epochs=epoch + 1,
                 callbacks=list(callbacks),
+                shuffle=False,  # the batches come shuffled; Keras would warn that it does not
                 verbose=0,
             )
             logs = {key: float(values[-1]) for key, values in history.history.items()}
