@@ -195,10 +195,10 @@ class RecurrentCross(keras.layers.Layer):
 
     def _over_depth(self, u: Any, contexts: list[Any]) -> tuple[Any, list[State]]:
         cut = [self._num_gates * u.shape[-1]]
-        of_input = [self._depth_sources(u, i, cut) for i in range(1 if self.tied else self._count)]
+        sets = 1 if self.tied else self._count
+        of_input = [source for i in range(sets) for source in self._depth_sources(u, i, self._count // sets, cut)]
         states = [State(u, u)]
-        for layer in range(self._count):
-            kernels, gates, candidate = of_input[0 if self.tied else layer]
+        for layer, (kernels, gates, candidate) in enumerate(of_input):
             if contexts:
                 sums = ops.matmul(contexts[layer], self.context_kernel[0 if self.tied else layer])
                 of_gates, of_candidate = ops.split(sums, cut, axis=-1)
@@ -206,12 +206,12 @@ class RecurrentCross(keras.layers.Layer):
             states.append(step(self.cell, states[-1], Drive(gates, candidate, cross=u), kernels))
         return states[-1].hidden, states
 
-    def _depth_sources(self, u: Any, place: int, cut: list[int]) -> tuple[tuple[Any, ...], Any, Any]:
-        """The state's kernels, what u adds to the gates (`None` without gates), and the candidate's bias."""
+    def _depth_sources(self, u: Any, place: int, steps: int, cut: list[int]) -> list[tuple[tuple[Any, ...], Any, Any]]:
+        """For each step that has these weights: kernels, what u adds to the gates (or `None`), the candidate's bias."""
         kernels = step_kernels(self.cell, self.state_kernel[place], bool(self._num_gates))
         gate_bias, candidate_bias = ops.split(self.bias[place], cut)
         gates = ops.matmul(u, self.input_kernel[place]) + gate_bias if self._num_gates else None
-        return kernels, gates, candidate_bias
+        return [(kernels, of_step, candidate_bias) for of_step in _for_steps(gates, steps)]
 
     def _over_items(self, items: Any, others: list[Any]) -> tuple[Any, list[State]]:
         """Over fields, with the states of another recurrence; or over a list, with its mask and a candidate."""
@@ -221,13 +221,14 @@ class RecurrentCross(keras.layers.Layer):
         of_items = ops.unstack(ops.matmul(items, self.input_kernel[0]) + self.bias[0], count, axis=1)
         items = ops.unstack(items, count, axis=1)
         mask, candidate = others if self.axis == "sequence" else (None, None)
-        of_candidate = 0.0 if candidate is None else ops.matmul(candidate, self.candidate_kernel[0])
+        of_candidate = None if candidate is None else ops.matmul(candidate, self.candidate_kernel[0])
         # As many rows as the batch has, also where the batch is not known yet.
         start = ops.zeros_like(of_items[0][:, :width])
         states, products = [State(start, start)], []
-        for k in range(count):
+        for k, from_list in enumerate(_for_steps(of_candidate, count)):
             before = states[-1]
-            product = items[k] * (ops.matmul(before.hidden, self.cross_kernel[0]) + of_candidate)
+            found = ops.matmul(before.hidden, self.cross_kernel[0])
+            product = items[k] * (found if from_list is None else found + from_list)
             sums = of_items[k] + ops.matmul(product, self.product_kernel[0])
             if mask is None and others:
                 sums = sums + ops.matmul(others[k], self.context_kernel[0])
@@ -249,8 +250,8 @@ class RecurrentCross(keras.layers.Layer):
         kernels = step_kernels(self.cell, self.state_kernel[0], bool(self._num_gates))
         of_input = ops.matmul(x, self.input_kernel[0])
         states = [State(x, x)]
-        for task in range(self._count):
-            gates, candidate = ops.split(of_input + self.bias[task], [self._num_gates * x.shape[-1]], axis=-1)
+        for task, sums in enumerate(_for_steps(of_input, self._count)):
+            gates, candidate = ops.split(sums + self.bias[task], [self._num_gates * x.shape[-1]], axis=-1)
             states.append(step(self.cell, states[-1], Drive(gates if self._num_gates else None, candidate), kernels))
         return ops.stack([state.hidden for state in states[1:]], axis=1), states
 
@@ -298,6 +299,22 @@ class RecurrentCross(keras.layers.Layer):
             "return_states": self.return_states,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _for_steps(x: Any, steps: int) -> list[Any]:
+    """The same for every step, the gradient the steps' in their order.
+
+    Read by all steps as one tensor, it would get its gradient from an AddN. On a CPU that one adds three terms in an
+    order that depends on timing, and the same seed would not give the same weights.
+    """
+    if x is None or steps < 3:
+        return [x] * steps
+
+    @ops.custom_gradient
+    def read(x: Any) -> Any:
+        return [ops.copy(x) for _ in range(steps)], lambda *of_steps: ops.sum(ops.stack(of_steps), axis=0)
+
+    return list(read(x))
 
 
 def _kept(there: Any, after: State, before: State) -> State:

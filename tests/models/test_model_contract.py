@@ -223,10 +223,8 @@ def test_the_same_seed_gives_the_same_weights(name, dataset):
         model.compile()
         model.fit(fit_batches(dataset, 3), verbose=0)
         weights.append(model.get_weights())
-    # Measured: on two busy cores some of DCRNN's weights differ in the last bit, 1.5e-8 at most after three steps.
-    rounding = 1e-7 if name == "dcrnn" else 0.0
     for a, b in zip(weights[0], weights[1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=0.0, atol=rounding)
+        np.testing.assert_array_equal(a, b)
     assert any(np.any(a != c) for a, c in zip(weights[0], weights[2], strict=True))
 
 
