@@ -45,6 +45,9 @@ class Choice:
         """The first and the last value."""
         return self.values[0], self.values[-1]
 
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
+
     def __contains__(self, value: Any) -> bool:
         return text_of(value) in self.texts
 
@@ -61,7 +64,7 @@ class Choice:
         try:
             return self.values[self.texts.index(given if isinstance(given, str) else text_of(given))]
         except ValueError:
-            raise ValueError(f"{given!r} is none of {', '.join(self.texts)}") from None
+            raise ValueError(f"{given!r} is none of {self}") from None
 
     def position(self, value: Any) -> float:
         """Where a value lies between the first, 0, and the last, 1."""
@@ -107,6 +110,9 @@ class Range:
     def ends(self) -> tuple[Any, Any]:
         """The lowest and the highest value."""
         return self.low, self.high
+
+    def __str__(self) -> str:
+        return f"{text_of(self.low)} to {text_of(self.high)}{' (log)' if self.log else ''}"
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -216,6 +216,7 @@ class Search:
             **plain,
             "objective": str(self.objective),
             "search": list(self.hypermodel.space),
+            **{f"values of {name}": str(dimension) for name, dimension in self.hypermodel.space.items()},
             "schema": self.dataset.schema.digest(),
             "rows": rows,
         }

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from mtlzoo.models import SharedBottom
 from mtlzoo.models.search_space import Choice
 from mtlzoo.training import train
 from mtlzoo.tuning import Search, SearchConfig, ZooHyperModel, hypermodel, open_search
@@ -119,6 +120,13 @@ def test_another_searchs_directory_is_refused(searched, dataset, rows_dataset, t
     assert open_search(searched.folder).config.data == str(rows_dataset.folder)
     assert moved.winner() == searched.winner()
     Search(searched.config, searched.folder)
+
+
+def test_a_directory_begun_with_other_values_is_refused(searched, monkeypatch):
+    changed = {**SharedBottom.SEARCH_SPACE, "dropout": Choice((0.0, 0.7))}
+    monkeypatch.setattr(SharedBottom, "SEARCH_SPACE", changed)
+    with pytest.raises(DataError, match="values of dropout is '0, 0.1, .*' there and '0, 0.7' here"):
+        open_search(searched.folder)
 
 
 def test_the_report_shows_settings_trials_and_figures(searched):

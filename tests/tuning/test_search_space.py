@@ -78,6 +78,7 @@ def test_a_range_rounds_and_stays_within_its_bounds():
     assert rate.value(0.0100004) == 0.01
     assert rate.position(1e-3) == pytest.approx(0.5)
     experts = Range(2, 8)
+    assert (str(rate), str(experts)) == ("0.0001 to 0.01 (log)", "2 to 8")
     assert (experts.value(3.0), 2.5 in experts, 9 in experts, True in experts) == (3, False, False, False)
     with pytest.raises(ValueError, match="low below high"):
         Range(2, 2)
