@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from accuracy import RESULTS, key_of
+from accuracy import RESULTS, UNAVERAGED, key_of
 from rich.console import Console
 
 from mtlzoo.cli.settings import parse_settings, parse_value, validated
@@ -154,7 +154,7 @@ def trial_of(contender: str, options: argparse.Namespace, seed: int, data: Path 
     place = data.folder(options.work) / "data" if isinstance(data, World) else data
     config = validated(
         RunConfig, model=model, arguments=arguments, data=str(place), epochs=options.epochs,
-        batch_size=options.batch_size, seed=seed, **training,
+        batch_size=options.batch_size, seed=seed, **{**UNAVERAGED, **training},
     )  # fmt: skip
     return Trial(contender, config, world)
 

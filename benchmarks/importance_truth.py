@@ -38,7 +38,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from accuracy import RESULTS
+from accuracy import RESULTS, UNAVERAGED
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -172,7 +172,8 @@ def measure_model(model: str, data: Path, options: argparse.Namespace) -> dict[s
         By measure and task the score, the positives, and mean and interval of each field; the epoch that was kept.
     """
     arguments, training = parse_settings(model, options.settings)
-    config = RunConfig(model=model, arguments=arguments, data=str(data), epochs=options.epochs, seed=1, **training)
+    settings = {"batch_size": 4096, **UNAVERAGED, **training}
+    config = RunConfig(model=model, arguments=arguments, data=str(data), epochs=options.epochs, seed=1, **settings)
     with tempfile.TemporaryDirectory() as place:
         run = train(config, Path(place) / "run")
         trained, dataset = run.model(), run.dataset()

@@ -48,7 +48,7 @@ def train(
         int | None, typer.Option(min=1, help="Most epochs; training stops early. Default: the preset's, or 10.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Impressions per step. Default: the preset's, or 4096.")
+        int | None, typer.Option(min=1, help="Impressions per step. Default: the preset's, or 1024.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 1,
     settings: Annotated[
@@ -57,7 +57,7 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="An argument of the model, or learning_rate, optimizer (lazy_adam, adam or row_sparse_adagrad), "
-            "ema_momentum (averages weights, such as 0.99), patience, monitor (loss or auc), preset, alternate, "
+            "ema_momentum (of averaged weights; null: none), patience, monitor (loss or auc), preset, alternate, "
             "features and without (what the model sees), loss_weights.TASK, lottery.SETTING.",
         ),
     ] = None,

@@ -37,7 +37,7 @@ def tune(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Trials that run at a time, each in a process.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of a trial, and of the winner's run.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Impressions per step, where it is not searched.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Impressions per step, where it is not searched.")] = 1024,
     search_names: Annotated[
         str | None,
         typer.Option(

@@ -33,6 +33,8 @@ _NCS4CVR_PAPER = Preset(
     },
     training={
         "learning_rate": 1e-4,
+        "batch_size": 4096,
+        "ema_momentum": None,
         "alternate": True,
         "lottery": {"rounds": 4, "final_density": 0.2, "epochs": 1, "scope": "global"},
     },
@@ -52,7 +54,7 @@ _DTN_PAPER = Preset(
         "dropout": 0.0,
         "label_space": "ctcvr",
     },
-    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10},
+    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10, "ema_momentum": None},
 )
 
 # No settings of DCRNN (arXiv 2310.11777) are known. These are those that its authors' code of FDN has for Ali-CCP: its
@@ -65,7 +67,7 @@ _DCRNN_SISTER = Preset(
         "dropout": 0.0,
         "label_space": "ctcvr",
     },
-    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10},
+    training={"learning_rate": 1e-4, "batch_size": 1024, "epochs": 10, "ema_momentum": None},
 )
 
 PRESETS: dict[str, dict[str, Preset]] = {

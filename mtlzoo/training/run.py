@@ -27,6 +27,8 @@ from pipelines import DataError, Dataset, open_dataset
 
 CONFIG, SCHEMA, MODEL, HISTORY, METRICS = "config.json", "schema.yaml", "model.keras", "history.json", "metrics.json"
 LOTTERY = "lottery.json"
+# What "auto" averages with, and up to which size: there, a copy of the weights and passes over it are not felt.
+AUTO_MOMENTUM, AUTO_WEIGHTS = 0.99, 10_000_000
 
 
 class Lottery(BaseModel):
@@ -63,9 +65,10 @@ class RunConfig(BaseModel):
         optimizer: `"lazy_adam"` and `"row_sparse_adagrad"` (`mtlzoo.optimizers`) move only those rows of embedding
             tables that a batch names; `"adam"` is Keras's, which moves all rows at every step and costs as much.
         learning_rate: Of the optimizer.
-        ema_momentum: Momentum of an exponential moving average of the weights, in [0, 1), such as 0.99; validation sees
-            the average, and the run keeps it (`mtlzoo.callbacks.AveragedWeights`). `None`: the weights themselves. The
-            trainings that draw the lottery's tickets average nothing.
+        ema_momentum: Momentum of an exponential moving average of the weights, in [0, 1); validation sees the average,
+            and the run keeps it (`mtlzoo.callbacks.AveragedWeights`). `None`: the weights themselves. `"auto"`: 0.99
+            for up to 10 million weights outside of a distribution strategy, else `None`. The trainings that draw the
+            lottery's tickets average nothing.
         loss_weights: By trained task; 1 where not given.
         alternate: Whether each batch trains the tasks one after the other, in a step each, instead of all in one; a
             weight whose gradient is 0 in a step then stays where it is (`LazyAdam(skip_zeros=True)`, so it needs
@@ -85,11 +88,11 @@ class RunConfig(BaseModel):
     features: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=4096, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
     seed: int = Field(default=1, ge=0)
     optimizer: Literal["lazy_adam", "adam", "row_sparse_adagrad"] = "lazy_adam"
     learning_rate: float = Field(default=1e-3, gt=0)
-    ema_momentum: float | None = Field(default=None, ge=0, lt=1)
+    ema_momentum: float | Literal["auto"] | None = "auto"
     loss_weights: dict[str, float] | None = None
     alternate: bool = False
     lottery: Lottery = Lottery()
@@ -100,6 +103,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _one_name_is_a_list(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
+
+    @field_validator("ema_momentum", mode="before")
+    @classmethod
+    def _is_a_momentum(cls, given: Any) -> Any:
+        number = isinstance(given, int | float) and not isinstance(given, bool)
+        if given is None or given == "auto" or (number and 0 <= given < 1):
+            return given
+        raise ValueError("must be a number in [0, 1), auto or null")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,13 +18,15 @@ from typing import Any
 import keras
 from pydantic import BaseModel
 
-from mtlzoo import models
+from mtlzoo import backend, models
 from mtlzoo.callbacks import AveragedWeights, MaskDensity, Throughput
 from mtlzoo.models import NCS4CVR, MultiTaskModel
 from mtlzoo.optimizers import LazyAdam, RowSparseAdagrad
 from mtlzoo.training.evaluate import evaluate
 from mtlzoo.training.lottery import find_tickets
 from mtlzoo.training.run import (
+    AUTO_MOMENTUM,
+    AUTO_WEIGHTS,
     CONFIG,
     HISTORY,
     LOTTERY,
@@ -146,9 +148,13 @@ def compile_as_configured(model: MultiTaskModel, config: RunConfig, weighted_met
     model.compile(optimizer=optimizer, loss_weights=config.loss_weights, weighted_metrics=weighted_metrics)
 
 
-def averaging_of(config: RunConfig) -> list[AveragedWeights]:
+def averaging_of(config: RunConfig, model: MultiTaskModel) -> list[AveragedWeights]:
     """The callback that averages weights as configured, alone in a list; nothing where none are averaged."""
-    return [] if config.ema_momentum is None else [AveragedWeights(config.ema_momentum)]
+    momentum = config.ema_momentum
+    if momentum == "auto":
+        small = model.count_params() <= AUTO_WEIGHTS and not backend.is_distributed(model)
+        momentum = AUTO_MOMENTUM if small else None
+    return [] if momentum is None else [AveragedWeights(momentum)]
 
 
 def _draw_tickets(
@@ -237,7 +243,7 @@ def _fit(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> _State:
     valid = dataset.read("valid", batch_size=config.batch_size)
-    averaged = averaging_of(config)
+    averaged = averaging_of(config, model)
     if state.epoch:
         for average in averaged:
             average.restore(_own_weights(work, state.epoch))

@@ -23,6 +23,7 @@ from mtlzoo.models.search_space import (
 )
 from mtlzoo.tasks import tasks_of
 from mtlzoo.training import RunConfig
+from mtlzoo.training.run import AUTO_MOMENTUM
 from mtlzoo.training.train import compile_as_configured
 from mtlzoo.tuning.names import known_name
 from pipelines.schema import Schema
@@ -138,6 +139,8 @@ class ZooHyperModel(keras_tuner.HyperModel):
     def _default(self, name: str) -> Any:
         if name.startswith(_WEIGHTS):
             return 1.0
+        if name == "ema_momentum":
+            return AUTO_MOMENTUM
         defaults = arguments_of(self.model)
         return defaults[name] if name in defaults else RunConfig.model_fields[name].default
 

@@ -61,7 +61,7 @@ class SearchConfig(BaseModel):
     search: tuple[str, ...] | None = None
     fixed: dict[str, Any] = {}
     epochs: int = Field(default=2, ge=1)
-    batch_size: int = Field(default=4096, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
     seed: int = Field(default=1, ge=0)
     algorithm: Literal["bayesian", "random", "hyperband"] = "bayesian"
     prune: bool = True

@@ -98,7 +98,7 @@ class MultiTaskTuner(keras_tuner.Tuner):
         time.sleep(0.1)
 
     def run_trial(
-        self, trial: Trial, dataset: Dataset, epochs: int = 2, batch_size: int = 4096, seed: int = 1
+        self, trial: Trial, dataset: Dataset, epochs: int = 2, batch_size: int = 1024, seed: int = 1
     ) -> dict[str, float]:
         """Trains one model; `search` takes these arguments.
 
@@ -151,7 +151,7 @@ class MultiTaskTuner(keras_tuner.Tuner):
         keras.utils.set_random_seed(config.seed)
         model = models.create(config.model, dataset.schema, **config.arguments)
         compile_as_configured(model, config, weighted_metrics=None)  # `evaluate` measures, after each epoch
-        averaged = averaging_of(config)
+        averaged = averaging_of(config, model)
         best: tuple[float, ...] | None = None
         best_epoch = 0
         for epoch in range(config.epochs):

@@ -66,7 +66,14 @@ class Plan:
     seed: int = 2026
     sample_rows: int = 65_536
     training: dict[str, Any] = field(
-        default_factory=lambda: {"epochs": 6, "batch_size": 2048, "patience": 1, "monitor": "loss", "seed": 1}
+        default_factory=lambda: {
+            "epochs": 6,
+            "batch_size": 2048,
+            "ema_momentum": None,
+            "patience": 1,
+            "monitor": "loss",
+            "seed": 1,
+        }  # fmt: skip
     )
     recipes: dict[str, Recipe] = field(default_factory=lambda: dict(RECIPES))
     score: str = "ctcvr * bid"

@@ -30,10 +30,13 @@ def test_a_search_and_its_runs_are_kept_and_not_done_again(dataset, tiny, tmp_pa
     search = kept.pop("search shared_bottom")
     first, second = search["trials"]
     assert search["objective"] == "0.5*click.auc + 0.5*ctcvr.auc"
-    assert (first["values"]["batch_size"], first["values"]["learning_rate"]) == (4096, 0.001)  # the defaults
+    assert (first["values"]["batch_size"], first["values"]["learning_rate"]) == (1024, 0.001)  # the defaults
     assert search["chosen"] == max((first, second), key=lambda trial: trial["value"])["values"]
-    assert sorted(key.split()[0] for key in kept) == ["defaults", "searched"]
-    (chosen,) = (json.loads(key.removeprefix("searched ")) for key in kept if key.startswith("searched"))
+    configs = dict(key.split(maxsplit=1) for key in kept)
+    assert sorted(configs) == ["before", "defaults", "searched"]
+    before, chosen, defaults = (json.loads(configs[variant]) for variant in tuned.VARIANTS)
+    assert (before["batch_size"], before["ema_momentum"]) == (4096, None)
+    assert (defaults["batch_size"], defaults["ema_momentum"]) == (1024, "auto")
     assert chosen.get("learning_rate", 0.001) == search["chosen"]["learning_rate"]
     assert chosen["seed"] == 101
     capsys.readouterr()
@@ -45,5 +48,5 @@ def test_a_search_and_its_runs_are_kept_and_not_done_again(dataset, tiny, tmp_pa
     monkeypatch.setattr(tuned.Search, "run", unexpected)
     assert tuned.main([*words, "--seeds", "1", "--work", str(tmp_path / "elsewhere")]) == 0
     shown = capsys.readouterr().out
-    assert all(f"shared_bottom, {variant}" in shown for variant in ("defaults", "searched"))
+    assert all(f"shared_bottom, {variant}" in shown for variant in tuned.VARIANTS)
     assert f"{kept[next(key for key in kept if key.startswith('defaults'))]['tasks']['click']['auc']:.4f}" in shown

@@ -8,11 +8,13 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mtlzoo.models import create
 from mtlzoo.optimizers import LazyAdam, RowSparseAdagrad
 from mtlzoo.training import RunConfig, evaluate, open_run, train
-from mtlzoo.training.train import _State, compile_as_configured, monitored
+from mtlzoo.training.run import AUTO_MOMENTUM
+from mtlzoo.training.train import _State, averaging_of, compile_as_configured, monitored
 from pipelines import DataError, convert, load_schema, open_dataset
 
 SMALL = {"bottom_units": [16], "tower_units": [8], "embedding_dim": 4}
@@ -144,17 +146,37 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(run, dataset, t
         assert [a[key] for key in keys] == [b[key] for key in keys]
 
 
-def test_averaged_weights_are_validated_kept_and_gone_on_with(run, dataset, tmp_path):
+def test_averaged_weights_are_validated_kept_and_gone_on_with(dataset, tmp_path):
     averaging = config(dataset, ema_momentum=0.9)
     whole = train(averaging, tmp_path / "whole")
-    assert whole.history[0]["loss"] == run.history[0]["loss"]  # averaging changes no step
-    assert whole.history[0]["val_loss"] != run.history[0]["val_loss"]
+    plain = train(config(dataset, ema_momentum=None, epochs=1), tmp_path / "plain")
+    assert whole.history[0]["loss"] == plain.history[0]["loss"]  # averaging changes no step
+    assert whole.history[0]["val_loss"] != plain.history[0]["val_loss"]
     best = whole.history[whole.metrics["best_epoch"] - 1]
     logs = whole.model().evaluate(dataset.read("valid", 512), verbose=0, return_dict=True)
     np.testing.assert_allclose(logs["loss"], best["val_loss"], rtol=1e-5)
     with pytest.raises(KeyboardInterrupt):
         train(averaging, tmp_path / "run", callbacks=[Stop(epoch=1)])
     assert_same_weights(whole, train(averaging, tmp_path / "run"))
+
+
+def test_auto_averages_small_models_only(dataset, monkeypatch):
+    model = create("shared_bottom", dataset.schema, **SMALL)
+    model.compile()
+
+    def momenta(**changes) -> list[float]:
+        return [average.momentum for average in averaging_of(config(dataset, **changes), model)]
+
+    assert momenta() == [AUTO_MOMENTUM]
+    assert momenta(ema_momentum=None) == []
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert momenta() == []
+    monkeypatch.setitem(averaging_of.__globals__, "AUTO_WEIGHTS", model.count_params() - 1)
+    assert momenta() == []
+    assert momenta(ema_momentum=0.9) == [0.9]
+    for wrong in (1.0, -0.1, "often", True):
+        with pytest.raises(ValueError, match="must be a number in \\[0, 1\\), auto or null"):
+            config(dataset, ema_momentum=wrong)
 
 
 def test_an_interruption_leaves_the_older_run_whole(dataset, tmp_path):
