@@ -234,7 +234,7 @@ def test_settings_are_parted_between_model_and_training():
 
 
 def test_the_demo_runs_the_whole_job(tmp_path):
-    shown = mtlzoo("demo", "--rows", 20_000, "--out", tmp_path).stdout
+    shown = mtlzoo("demo", "--rows", 100_000, "--out", tmp_path).stdout
     assert "best reachable" in shown
     assert "saved model" in shown
     assert (tmp_path / "saved_models/mmoe/1/saved_model.pb").is_file()
