@@ -73,7 +73,7 @@ class Plan:
             "patience": 1,
             "monitor": "loss",
             "seed": 1,
-        }  # fmt: skip
+        }
     )
     recipes: dict[str, Recipe] = field(default_factory=lambda: dict(RECIPES))
     score: str = "ctcvr * bid"
