@@ -27,7 +27,7 @@ from pipelines import DataError, Dataset, open_dataset
 
 CONFIG, SCHEMA, MODEL, HISTORY, METRICS = "config.json", "schema.yaml", "model.keras", "history.json", "metrics.json"
 LOTTERY = "lottery.json"
-# What "auto" averages with, and up to which size: there, a copy of the weights and passes over it are not felt.
+# What "auto" averages with, and up to which size: there, the copy is 40 MB at most and a step some tenth longer.
 AUTO_MOMENTUM, AUTO_WEIGHTS = 0.99, 10_000_000
 
 
