@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -71,6 +72,12 @@ class RawLog:
 
 def pytest_report_header() -> str:
     return f"contract tests of serving ask: {SERVER}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded() -> None:
+    """A file's unseeded models are the same in every run, whatever ran before it."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
