@@ -129,8 +129,9 @@ app.command(name="server-config")(server_config)
 def demo(
     out_folder: Annotated[Path, typer.Option("--out", help="Gets data/, runs/ and saved_models/.")] = Path("."),
     rows: Annotated[int, typer.Option(min=100_000, help="Synthetic impressions.")] = 600_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 4,
 ) -> None:
     """Runs the whole job on synthetic impressions: write, convert, check, train, compare, export, predict."""
     from mtlzoo.cli.demo import run_demo
 
-    run_demo(out_folder, rows)
+    run_demo(out_folder, rows, epochs)

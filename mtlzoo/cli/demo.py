@@ -23,16 +23,16 @@ from pipelines.synthetic_truth import KEY, best_auc_of_split
 
 MODELS = ("single_task", "shared_bottom", "mmoe")
 SERVED = "mmoe"
-EPOCHS = 4
 BATCH = 2048
 
 
-def run_demo(folder: Path, rows: int) -> None:
+def run_demo(folder: Path, rows: int, epochs: int) -> None:
     """Synthetic log → dataset → three models → table against the best reachable AUC → saved model → a prediction.
 
     Args:
         folder: Gets `data/raw`, `data/demo`, `runs/<model>` and `saved_models/<model>`.
         rows: Impressions to draw.
+        epochs: Of each model.
     """
     raw, data = folder / "data" / "raw", folder / "data" / "demo"
     _step(1, f"{rows:,} synthetic impressions into {raw}, their true probabilities aside")
@@ -50,7 +50,7 @@ def run_demo(folder: Path, rows: int) -> None:
     out.print(findings_table(report) if report.findings else "nothing found")
 
     _step(4, "training three models; the best epoch on validation stays")
-    evaluations = {name: _train(name, data, folder / "runs" / name, dataset) for name in MODELS}
+    evaluations = {name: _train(name, dataset, folder / "runs" / name, epochs) for name in MODELS}
 
     _step(5, "test AUC of each model, and of the true probabilities")
     out.print(_comparison(evaluations, best_auc_of_split(raw, "test")))
@@ -63,9 +63,9 @@ def _step(index: int, text: str) -> None:
     out.print(f"\n[bold cyan]{index}[/] [bold]{text}[/]", highlight=False)
 
 
-def _train(name: str, data: Path, folder: Path, dataset: Dataset) -> dict[str, Any]:
+def _train(name: str, dataset: Dataset, folder: Path, epochs: int) -> dict[str, Any]:
     err.print(f"[bold]{name}[/]")
-    config = RunConfig(model=name, data=str(data), epochs=EPOCHS, batch_size=BATCH)
+    config = RunConfig(model=name, data=str(dataset.folder), epochs=epochs, batch_size=BATCH)
     run = train_with_progress(config, folder)
     return evaluate(run.model(), dataset, "test")
 

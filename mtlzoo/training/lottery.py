@@ -167,11 +167,16 @@ class _Search:
         done = self.rounds.setdefault(task.label, [])
         rate = pruning_rate(self.lottery.final_density, self.lottery.rounds)
         trainings = self.lottery.rounds + 1
+        alone = self._compiled(task)
+        start = _constants_of(alone.optimizer)
         for k in range(len(done), trainings):
             masks = self._masks(task, k)
             density = sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
             announce(f"ticket of {task.label}, training {k + 1} of {trainings} ({density:.1%} of connections)")
-            value = self._train(task, masks, batches, valid, callbacks)
+            self.rewind()
+            for variable, values in zip(alone.optimizer.variables, start, strict=True):
+                variable.assign(np.broadcast_to(values, variable.shape))
+            value = self._train(alone, task, masks, batches, valid, callbacks)
             kernels = [layer.kernel.numpy() for layer in self.trunk]
             if k < self.lottery.rounds:
                 pruned = prune_by_magnitude(kernels, masks, rate, self.lottery.scope)
@@ -191,16 +196,26 @@ class _Search:
         with np.load(self._mask_file(task, k)) as arrays:
             return [arrays[f"arr_{i}"] for i in range(len(self.trunk))]
 
-    def _train(
-        self, task: Task, masks: list[np.ndarray], batches: Callable[[int], Any], valid: Any, callbacks: Sequence[Any]
-    ) -> float | None:
-        """Trains the task alone from the start; returns the monitored value."""
-        self.rewind()
-        for layer, mask in zip(self.trunk, masks, strict=True):
-            layer.set_masks(np.broadcast_to(mask, (layer.num_tasks, *mask.shape)))
+    def _compiled(self, task: Task) -> Any:
+        """The task alone with an optimizer of its own, compiled once: all its trainings run the same graph."""
         alone = keras.Model(self.model.input, self.model.output[task.name])
         optimizer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(self.model.optimizer))
         alone.compile(optimizer, loss=_loss_of(self.model, task), weighted_metrics=[AUC(name="auc")])
+        alone.optimizer.build(alone.trainable_variables)
+        return alone
+
+    def _train(
+        self,
+        alone: Any,
+        task: Task,
+        masks: list[np.ndarray],
+        batches: Callable[[int], Any],
+        valid: Any,
+        callbacks: Sequence[Any],
+    ) -> float | None:
+        """Trains the task alone from where all stands; returns the monitored value."""
+        for layer, mask in zip(self.trunk, masks, strict=True):
+            layer.set_masks(np.broadcast_to(mask, (layer.num_tasks, *mask.shape)))
         logs: dict[str, float] = {}
         for epoch in range(self.lottery.epochs):
             seed_dropout(alone, epoch_seed(self.seed, epoch))
@@ -242,6 +257,12 @@ def _loss_of(model: NCS4CVR, task: Task) -> Any:
     if not isinstance(model.loss, dict):
         return model.loss
     return next(model.loss[t.name] for t in model.tasks if t.trained and t.label == task.label)
+
+
+def _constants_of(optimizer: Any) -> list[np.ndarray]:
+    """Values of an optimizer's variables; of one that is constant, as moments are at their start, a single value."""
+    values = [variable.numpy() for variable in optimizer.variables]
+    return [v.flat[0] if v.size and np.all(v == v.flat[0]) else v for v in values]
 
 
 def _of_task(batches: Any, name: str) -> Any:

@@ -47,6 +47,11 @@ def numpy_of(predictions) -> dict[str, np.ndarray]:
     return {task: np.asarray(p) for task, p in predictions.items()}
 
 
+def predicted(model, features) -> dict[str, np.ndarray]:
+    """Without a graph: tracing takes longer than hundreds of such calls."""
+    return numpy_of(model({name: tf.convert_to_tensor(values) for name, values in features.items()}, training=False))
+
+
 def assert_same(a, b, tolerance: float = 1e-6) -> None:
     assert a.keys() == b.keys()
     for task in a:
@@ -69,7 +74,7 @@ def test_says_what_is_published_and_what_is_ours(name):
 @pytest.mark.parametrize("label_space", LABEL_SPACES)
 def test_joint_probability_is_the_product_along_the_funnel(name, dataset, batch, label_space):
     model = create(name, dataset.schema, embedding_dim=4, label_space=label_space)
-    p = numpy_of(model.predict_on_batch(batch[0]))
+    p = predicted(model, batch[0])
     if label_space == "ctcvr":
         # A direct head may exceed its parent's probability; the conditional is then cut at 1.
         np.testing.assert_allclose(p["conversion"], np.minimum(p["ctcvr"] / p["click"], 1.0), rtol=1e-4)
@@ -77,23 +82,8 @@ def test_joint_probability_is_the_product_along_the_funnel(name, dataset, batch,
         np.testing.assert_allclose(p["ctcvr"], p["click"] * p["conversion"], rtol=1e-5)
 
 
-def test_a_training_step_is_traced_once(model, dataset, monkeypatch):
-    """A step that makes variables is traced twice, and tracing takes longer than anything else in a short run."""
-    traced = []
-    step = type(model).train_step
-
-    def counted(self, data):
-        traced.append(self.name)
-        return step(self, data)
-
-    monkeypatch.setattr(type(model), "train_step", counted)
-    model.compile()
-    model.fit(fit_batches(dataset, 2), verbose=0)
-    assert traced == [model.name]
-
-
 def test_one_gradient_step_lowers_the_loss(model, batch):
-    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
     features, labels, weights = batch
     before = model.evaluate(features, labels, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True)
     model.train_on_batch(features, labels, sample_weight=weights)
@@ -106,7 +96,7 @@ def test_loss_is_the_mean_over_each_trained_tasks_population(name, dataset, batc
     model = create(name, dataset.schema, embedding_dim=4, label_space=label_space)
     model.compile(loss_weights=None)
     features, labels, weights = batch
-    p = numpy_of(model.predict_on_batch(features))
+    p = predicted(model, features)
     expected = float(sum(model.losses))  # penalties on weights
     for task in tasks_of(dataset.schema, label_space):
         if task.trained:
@@ -124,7 +114,7 @@ def test_loss_weights_weigh_the_trained_tasks(model, batch):
     trained = [task.name for task in model.tasks if task.trained]
     losses = []
     for loss_weights in (dict.fromkeys(trained, 0.0) | {trained[0]: 1.0}, {trained[0]: 0.0}, {trained[0]: 3.0}):
-        model.compile(loss_weights=loss_weights)
+        model.compile(loss_weights=loss_weights, run_eagerly=True)
         logs = model.evaluate(features, labels, sample_weight=weights, batch_size=BATCH, verbose=0, return_dict=True)
         losses.append(logs["loss"])
     first, others, weighted = losses
@@ -143,9 +133,9 @@ def test_labels_outside_the_population_change_nothing(name, dataset, batch):
     for y in (labels, flipped):
         keras.utils.set_random_seed(11)
         model = create(name, dataset.schema, embedding_dim=4, label_space="cvr_clicked")
-        model.compile()
+        model.compile(run_eagerly=True)
         model.train_on_batch(features, y, sample_weight=weights)
-        trained.append(numpy_of(model.predict_on_batch(features)))
+        trained.append(predicted(model, features))
     assert_same(trained[0], trained[1], tolerance=0)
 
 
@@ -153,7 +143,7 @@ def test_a_batch_without_clicks_has_a_finite_loss(model, batch):
     features, labels, weights = batch
     keep = np.flatnonzero(labels["click"].numpy()[:, 0] == 0)
     features, labels, weights = tf.nest.map_structure(lambda t: tf.gather(t, keep), (features, labels, weights))
-    model.compile()
+    model.compile(run_eagerly=True)
     logs = model.train_on_batch(features, labels, sample_weight=weights, return_dict=True)
     assert np.isfinite(logs["loss"])
     assert all(np.all(np.isfinite(w)) for w in model.get_weights())
@@ -170,8 +160,8 @@ def test_ids_out_of_range_are_out_of_vocabulary(model, batch):
     wild, unknown = features["categorical"].numpy().copy(), features["categorical"].numpy().copy()
     wild[0], wild[1], unknown[:2] = 10**9, -5, 0
     assert_same(
-        numpy_of(model.predict_on_batch({**features, "categorical": wild})),
-        numpy_of(model.predict_on_batch({**features, "categorical": unknown})),
+        predicted(model, {**features, "categorical": wild}),
+        predicted(model, {**features, "categorical": unknown}),
         tolerance=0,
     )
 
@@ -182,7 +172,7 @@ def test_padding_does_not_change_a_prediction(model, dataset, batch):
         outside = features[multi.weights_name].numpy() == 0
         assert outside.any()
         features[multi.name] = np.where(outside, 3, features[multi.name].numpy())
-    assert_same(numpy_of(model.predict_on_batch(features)), numpy_of(model.predict_on_batch(batch[0])), tolerance=0)
+    assert_same(predicted(model, features), predicted(model, batch[0]), tolerance=0)
 
 
 def test_save_and_load_keep_predictions_optimizer_and_settings(plain_model, dataset, batch, tmp_path):
@@ -193,39 +183,43 @@ def test_save_and_load_keep_predictions_optimizer_and_settings(plain_model, data
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
     assert loaded.get_config() == model.get_config()
-    assert_same(numpy_of(loaded.predict_on_batch(batch[0])), numpy_of(model.predict_on_batch(batch[0])), tolerance=0)
+    assert_same(predicted(loaded, batch[0]), predicted(model, batch[0]), tolerance=0)
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=b.path)
     features, labels, weights = batch
     for m in (model, loaded):
         m.train_on_batch(features, labels, sample_weight=weights)
-    assert_same(numpy_of(loaded.predict_on_batch(batch[0])), numpy_of(model.predict_on_batch(batch[0])))
+    assert_same(predicted(loaded, batch[0]), predicted(model, batch[0]))
 
 
 def test_a_clone_predicts_and_trains_like_the_model(plain_model, batch):
     model = plain_model
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
-    assert_same(numpy_of(clone.predict_on_batch(batch[0])), numpy_of(model.predict_on_batch(batch[0])), tolerance=0)
+    assert_same(predicted(clone, batch[0]), predicted(model, batch[0]), tolerance=0)
     features, labels, weights = batch
-    model.compile(optimizer=keras.optimizers.SGD(0.1))
-    clone.compile(optimizer=keras.optimizers.SGD(0.1), loss=model.loss)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    clone.compile(optimizer=keras.optimizers.SGD(0.1), loss=model.loss, run_eagerly=True)
     for m in (model, clone):
         m.train_on_batch(features, labels, sample_weight=weights)
-    assert_same(numpy_of(clone.predict_on_batch(features)), numpy_of(model.predict_on_batch(features)))
+    assert_same(predicted(clone, features), predicted(model, features))
 
 
 def test_the_same_seed_gives_the_same_weights(name, dataset):
-    weights = []
-    for seed in (9, 9, 10):
+    def made(seed):
         keras.utils.set_random_seed(seed)
-        model = create(name, dataset.schema, embedding_dim=4)
+        return create(name, dataset.schema, embedding_dim=4)
+
+    first, other = made(9).get_weights(), made(10).get_weights()
+    assert any(np.any(a != b) for a, b in zip(first, other, strict=True))
+    weights = []
+    for _ in range(2):
+        model = made(9)
         model.compile()
         model.fit(fit_batches(dataset, 3), verbose=0)
         weights.append(model.get_weights())
-    for a, b in zip(weights[0], weights[1], strict=True):
+    for a, b in zip(*weights, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert any(np.any(a != c) for a, c in zip(weights[0], weights[2], strict=True))
 
 
 def test_experts_start_different(model):
@@ -248,9 +242,7 @@ def test_trains_in_mixed_precision(name, dataset, batch, policy):
     model = create(name, dataset.schema, embedding_dim=4, dtype=policy)
     reference = create(name, dataset.schema, embedding_dim=4)
     reference.set_weights(model.get_weights())
-    assert_same(
-        numpy_of(model.predict_on_batch(batch[0])), numpy_of(reference.predict_on_batch(batch[0])), tolerance=0.02
-    )
+    assert_same(predicted(model, batch[0]), predicted(reference, batch[0]), tolerance=0.02)
     for layer in model.layers:
         if isinstance(layer, EmbeddingTable):
             assert all(v.dtype == "float32" for v in layer.weights)
@@ -260,8 +252,19 @@ def test_trains_in_mixed_precision(name, dataset, batch, policy):
     assert second < first
 
 
-def test_learns_the_signal_and_evaluates_every_task(model, dataset, recwarn):
+def test_learns_the_signal_and_evaluates_every_task(model, dataset, recwarn, monkeypatch):
+    """A step that makes variables is traced twice, and tracing takes longer than anything else in a short run."""
+    traced = []
+    step = type(model).train_step
+
+    def counted(self, data):
+        traced.append(self.name)
+        return step(self, data)
+
+    monkeypatch.setattr(type(model), "train_step", counted)
     model.compile()
+    model.fit(dataset.read("train", BATCH, shuffle=True, seed=1).take(2), verbose=0)
+    assert traced == [model.name]
     model.fit(dataset.read("train", BATCH, shuffle=True, seed=1), epochs=6, verbose=0)
     assert not [str(warning.message) for warning in recwarn if "shuffle" in str(warning.message)]
     tasks = evaluate(model, dataset, "valid")["tasks"]
