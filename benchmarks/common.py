@@ -1,15 +1,11 @@
-"""What the benchmarks share: a raw log of Ali-CCP's shape, medians, the machine, kept results."""
+"""What the benchmarks share: a raw log of Ali-CCP's shape, and medians."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,22 +74,3 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def machine() -> str:
-    """Processor and number of cores, so that results of two machines are never mixed."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def keep_result(path: Path, settings: Mapping[str, Any], result: Any) -> None:
-    """Keeps a result in a JSON file under its settings and this machine, in place of an older one of the same."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept[json.dumps({**settings, "machine": machine()}, sort_keys=True)] = result
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

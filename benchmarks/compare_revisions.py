@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import machine
+from kept import machine
 from own_speed import KINDS, PACKAGES, Seconds, Sizes
 from paired import Interval, mean_interval
 from rich.console import Console

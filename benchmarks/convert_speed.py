@@ -26,7 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pyarrow.csv
 import pyarrow.parquet
-from common import int_schema, keep_result, write_int_log
+from common import int_schema, write_int_log
+from kept import keep_result
 from peers.measuring import peak_megabytes
 from rich.console import Console
 from rich.table import Table

@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from common import keep_result
+from kept import keep_result
 from machine_limits import write_log
 from peers.measuring import Job, StepClock, keras_callback
 from rich.console import Console

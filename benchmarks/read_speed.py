@@ -23,7 +23,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
-from common import FIELDS, int_schema, keep_result, write_int_log
+from common import FIELDS, int_schema, write_int_log
+from kept import keep_result
 from rich.console import Console
 from rich.table import Table
 from training_table import spread

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common import machine
+from kept import machine
 from rich.console import Console
 from scale_point import Point, in_process, perform
 from scale_table import AXES, CURVES, fits_in_words, measured_values, run_key, scale_figure, shown, table_of

@@ -31,7 +31,8 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from common import FIELDS, int_schema, keep_result, write_int_log
+from common import FIELDS, int_schema, write_int_log
+from kept import keep_result
 from rich.console import Console
 from rich.table import Table
 

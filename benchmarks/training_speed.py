@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common import machine
+from kept import machine
 from machine_limits import SMOKE_SIZES, measure, write_log
 from peers.environments import COMMAND, python_of
 from peers.measuring import Job, table_sizes
