@@ -165,10 +165,25 @@ class _Search:
     ) -> Ticket:
         """Trains, prunes and rewinds until the last density, then chooses."""
         done = self.rounds.setdefault(task.label, [])
+        if len(done) <= self.lottery.rounds:
+            self._train_on(task, done, batches, valid, callbacks, announce)
+        chosen = best_round([r["value"] for r in done], self.monitor)
+        return Ticket(task.label, tuple(Round(**r) for r in done), chosen, tuple(self._masks(task, chosen)))
+
+    def _train_on(
+        self,
+        task: Task,
+        done: list[dict[str, Any]],
+        batches: Callable[[int], Any],
+        valid: Any,
+        callbacks: Sequence[Any],
+        announce: Any,
+    ) -> None:
+        """The trainings behind those that are done; each is added to them."""
         rate = pruning_rate(self.lottery.final_density, self.lottery.rounds)
         trainings = self.lottery.rounds + 1
         alone = self._compiled(task)
-        start = _constants_of(alone.optimizer)
+        start = _start_of(alone.optimizer)
         for k in range(len(done), trainings):
             masks = self._masks(task, k)
             density = sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
@@ -183,8 +198,6 @@ class _Search:
                 np.savez_compressed(self._mask_file(task, k + 1), *pruned)
             done.append({"density": density, "value": value})
             self._write_state()
-        chosen = best_round([r["value"] for r in done], self.monitor)
-        return Ticket(task.label, tuple(Round(**r) for r in done), chosen, tuple(self._masks(task, chosen)))
 
     def _mask_file(self, task: Task, k: int) -> Path:
         return self.folder / f"{task.label}-{k}.npz"
@@ -259,8 +272,8 @@ def _loss_of(model: NCS4CVR, task: Task) -> Any:
     return next(model.loss[t.name] for t in model.tasks if t.trained and t.label == task.label)
 
 
-def _constants_of(optimizer: Any) -> list[np.ndarray]:
-    """Values of an optimizer's variables; of one that is constant, as moments are at their start, a single value."""
+def _start_of(optimizer: Any) -> list[np.ndarray]:
+    """Each variable's values; a scalar where all are equal, as in fresh moments: those of tables take gigabytes."""
     values = [variable.numpy() for variable in optimizer.variables]
     return [v.flat[0] if v.size and np.all(v == v.flat[0]) else v for v in values]
 

@@ -252,7 +252,7 @@ def test_trains_in_mixed_precision(name, dataset, batch, policy):
     assert second < first
 
 
-def test_learns_the_signal_and_evaluates_every_task(model, dataset, recwarn, monkeypatch):
+def test_a_step_is_traced_once_learns_the_signal_and_every_task_is_evaluated(model, dataset, recwarn, monkeypatch):
     """A step that makes variables is traced twice, and tracing takes longer than anything else in a short run."""
     traced = []
     step = type(model).train_step

@@ -51,7 +51,8 @@ class Recorder(keras.callbacks.Callback):
         if len(self.starts) == self.stop_at:
             raise KeyboardInterrupt
         self.starts.append(self._kernels())
-        self.moments.append([v.numpy() for v in self.model.optimizer.variables[2:]])
+        optimizer = self.model.optimizer
+        self.moments.append([v.numpy() for v in (optimizer.iterations, *optimizer.variables[2:])])
 
     def on_train_end(self, logs=None):
         self.ends.append(self._kernels())
