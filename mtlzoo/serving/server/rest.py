@@ -9,6 +9,7 @@ import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from http import HTTPStatus
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -149,16 +150,15 @@ class RestServer:
         """
         if (request.content_length or 0) > self._max_body:
             return None
-        pieces: list[bytes] = []
-        size = 0
-        while size <= self._max_body:
+        # One block that grows: thousands of pieces may leave gaps in the heap, which the process then keeps.
+        body = BytesIO()
+        while body.tell() <= self._max_body:
             try:
                 async with asyncio.timeout(self._read_timeout):
                     piece = await request.content.readexactly(_PIECE)
             except asyncio.IncompleteReadError as end:
                 piece = end.partial
-            pieces.append(piece)
-            size += len(piece)
+            body.write(piece)
             if len(piece) < _PIECE:
                 break
-        return b"".join(pieces) if size <= self._max_body else None
+        return body.getvalue() if body.tell() <= self._max_body else None
