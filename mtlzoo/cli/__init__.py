@@ -38,11 +38,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     from mtlzoo.cli.app import app
-    from mtlzoo.cli.quiet import import_tensorflow_quietly
 
     try:
-        if arguments and "--help" not in arguments:
-            import_tensorflow_quietly()
         app(arguments, prog_name="mtlzoo")
     except (_Interrupted, Exception) as error:
         # TensorFlow's bindings turn an interruption that reaches them into an error of their own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from mtlzoo.cli.data import app as data_app
 from mtlzoo.cli.explain import explain
 from mtlzoo.cli.export import export
 from mtlzoo.cli.predict import predict
+from mtlzoo.cli.quiet import TensorFlowCommand
 from mtlzoo.cli.score import score
 from mtlzoo.cli.serve import serve
 from mtlzoo.cli.server_config import server_config
@@ -25,11 +27,12 @@ app = typer.Typer(
     epilog="`--debug` anywhere on the line shows the traceback of an error.",
 )
 app.add_typer(data_app, name="data")
+command = partial(app.command, cls=TensorFlowCommand)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Dataset directory.")]
 
 
-@app.command()
+@command()
 def models() -> None:
     """Lists the models with their arguments."""
     from mtlzoo.cli.console import out
@@ -39,7 +42,7 @@ def models() -> None:
     out.print(models_table(MODELS, arguments_of))
 
 
-@app.command()
+@command()
 def train(
     model: Annotated[str, typer.Argument(help="Name of the model; `mtlzoo models` lists them.")],
     data: DataOption,
@@ -87,7 +90,7 @@ def train(
     err.print(f"run: {out_folder}", highlight=False)
 
 
-@app.command()
+@command()
 def evaluate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     data: Annotated[Path | None, typer.Option(help="Dataset directory; default: the run's own.")] = None,
@@ -113,19 +116,17 @@ def evaluate(
         )
 
 
-app.command()(tune)
-app.command()(score)
-app.command()(explain)
+command()(tune)
+command()(score)
+command()(explain)
+command()(export)
+command()(verify)
+command()(serve)
+command()(predict)
+command(name="server-config")(server_config)
 
 
-app.command()(export)
-app.command()(verify)
-app.command()(serve)
-app.command()(predict)
-app.command(name="server-config")(server_config)
-
-
-@app.command()
+@command()
 def demo(
     out_folder: Annotated[Path, typer.Option("--out", help="Gets data/, runs/ and saved_models/.")] = Path("."),
     rows: Annotated[int, typer.Option(min=100_000, help="Synthetic impressions.")] = 600_000,

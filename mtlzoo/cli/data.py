@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mtlzoo.cli.quiet import TensorFlowCommand
+
 app = typer.Typer(no_args_is_help=True, help="Raw logs, synthetic impressions, datasets.")
+command = partial(app.command, cls=TensorFlowCommand)
 
 _PHASES = {"fit": "fitting vocabularies", "count": "counting rows", "write": "writing shards"}
 
@@ -16,7 +20,7 @@ ShardsOption = Annotated[int, typer.Option(min=1, help="Shards per split.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Dataset directory to write.")]
 
 
-@app.command()
+@command()
 def synth(
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Directory for log, schema and truth.")],
     rows: Annotated[int, typer.Option(min=1, help="Impressions.")],
@@ -34,7 +38,7 @@ def synth(
     err.print(f"{rows:,} impressions in {out_folder}: impressions.parquet, schema.yaml, truth.parquet", highlight=False)
 
 
-@app.command()
+@command()
 def convert(
     raw: Annotated[
         list[Path], typer.Argument(metavar="RAW...", help="CSV (.csv, .csv.gz, .csv.zst) or Parquet files.")
@@ -71,7 +75,7 @@ def convert(
         err.print(f"note: {dataset.manifest.dropped_rows:,} rows with a child but not its parent were dropped")
 
 
-@app.command()
+@command()
 def prepare(
     name: Annotated[str, typer.Argument(help="census_income or hillstrom.")],
     raw: Annotated[Path, typer.Option("--raw", help="Directory with the publisher's files.")],
@@ -89,7 +93,7 @@ def prepare(
     out.print(split_table(open_dataset(out_folder)))
 
 
-@app.command()
+@command()
 def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset directory.")]) -> None:
     """Shows splits, features and tables of a dataset, after comparing shards and vocabularies with their checksums."""
     from mtlzoo.cli.console import err, out
@@ -108,7 +112,7 @@ def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset 
     out.print(f"tasks: {tasks}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
