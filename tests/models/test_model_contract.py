@@ -177,7 +177,7 @@ def test_padding_does_not_change_a_prediction(model, dataset, batch):
 
 def test_save_and_load_keep_predictions_optimizer_and_settings(plain_model, dataset, batch, tmp_path):
     model = plain_model
-    model.compile(run_eagerly=True)
+    model.compile()
     model.fit(fit_batches(dataset, 3), verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
