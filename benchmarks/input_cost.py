@@ -24,10 +24,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 from kept import keep_result
-from machine_limits import write_log
 from peers.measuring import Job, StepClock, keras_callback
 from rich.console import Console
 from rich.table import Table
+from training_data import write
 from training_table import spread
 
 from mtlzoo.models import MMoE
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with console.status(f"writing {options.impressions:,} impressions"):
-            write_log(log, options.embedding_rows, options.impressions, "zipf")
+            write(log, options.embedding_rows, options.impressions, "zipf", seed=0, arrays=False)
         found = measured(log / "dataset", options, console)
     if not smoke:
         keep_result(RESULTS, vars(options), found)

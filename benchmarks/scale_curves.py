@@ -19,7 +19,8 @@ exponent p of cost ~ value^p over the upper half of the values, in each round, w
 
 Every run is written to `benchmarks/results/scale_curves.json` as it ends, by machine, settings and `--name`, then by
 axis, value and round. The same command again does what is not there yet; Ctrl-C loses the run in progress alone.
-`--smoke` does two small points of each axis with tiny models, all in one process, and keeps nothing.
+`--smoke` does two small points of each axis with tiny models, all in one process, a point of several axes once, and
+keeps nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ _SMOKE = Point(
     warmup=2,
     steps=3,
 )
-_SMOKE_ROWS = (2_048, 4_096)
+_SMOKE_VALUES = {"rows": (2_048, 4_096), "embedding_rows": (600, 1_200)}
 
 
 @dataclass
@@ -195,8 +197,8 @@ def main() -> int:
         session = Session(options, base, values, RESULTS, work, console)
         if options.smoke:
             options.rounds = 1
-            small = {name: of_axis[:2] for name, of_axis in values.items()} | {"rows": _SMOKE_ROWS}
-            session = Session(options, _SMOKE, small, work / "smoke.json", work, console, perform)
+            small = {name: of_axis[:2] for name, of_axis in values.items()} | _SMOKE_VALUES
+            session = Session(options, _SMOKE, small, work / "smoke.json", work, console, cache(perform))
         try:
             run_all(session)
         except KeyboardInterrupt:

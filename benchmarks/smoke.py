@@ -24,16 +24,16 @@ from rich.console import Console
 
 PROJECT = Path(__file__).resolve().parents[1]
 COPIED = ("benchmarks", "mtlzoo", "pipelines")
-# `machine_limits.py` is run by `training_speed.py`.
+# `machine_limits.py` is run by `training_speed.py`. The longest come first, so that no core waits long for the last.
 COMMANDS = {
     "training_speed": "--smoke",
-    "embedding_rows": "--rows 2300 --steps 2 --rounds 1",
+    "compare_revisions": "HEAD --what train --smoke",
     "scale_curves": "--smoke",
+    "convert_speed": "--smoke",
+    "input_cost": "--smoke",
+    "embedding_rows": "--rows 2300 --steps 2 --rounds 1",
     "score_speed": "--smoke",
     "read_speed": "--smoke",
-    "input_cost": "--smoke",
-    "convert_speed": "--smoke",
-    "compare_revisions": "HEAD --what train --smoke",
 }
 GIT = shutil.which("git")
 _NEEDS_GIT = "compare_revisions"
