@@ -97,7 +97,7 @@ class DTN(MultiTaskModel):
         self,
         schema: Schema,
         interactions: Sequence[Any] = ("masknet", "gdcn", "memonet"),
-        interaction_units: int = 256,
+        interaction_units: int = 64,
         interaction_settings: Mapping[str, Mapping[str, Any]] | None = None,
         task_groups: bool = True,
         tsn_pairs: Literal["funnel"] | Sequence[str] = "funnel",

@@ -41,7 +41,7 @@ RECIPES = {
                 "memonet": {"codebook_rows": 2000},
             },
         },
-        "embeddings half as wide as by default, modules an eighth, codebooks of 2,000 rows instead of 100,000",
+        "embeddings half as wide as by default, modules half as wide, codebooks of 2,000 rows instead of 100,000",
     ),
     "mmoe-small": Recipe("mmoe", {"expert_units": [128, 64]}, "half the default widths of the experts"),
     "ncs4cvr-small": Recipe("ncs4cvr", {"trunk_units": [256, 128, 64]}, "half the default widths"),
@@ -68,8 +68,7 @@ class Plan:
     training: dict[str, Any] = field(
         default_factory=lambda: {
             "epochs": 6,
-            "batch_size": 2048,
-            "ema_momentum": None,
+            "batch_size": 1024,
             "patience": 1,
             "monitor": "loss",
             "seed": 1,
