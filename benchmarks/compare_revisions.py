@@ -40,12 +40,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kept import machine
+from kept import commit, machine
 from own_speed import KINDS, PACKAGES, Seconds, Sizes
 from paired import Interval, mean_interval
 from rich.console import Console
 from rich.table import Table
-from training_speed import commit
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent

@@ -1,10 +1,11 @@
-"""Results that are kept, and the machine they are of; without TensorFlow, whose import takes seconds."""
+"""Results that are kept, of which machine and sources they are; without TensorFlow, whose import takes seconds."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ def machine() -> str:
         names = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
     return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The state of this project: the commit, and `-dirty` where files differ from it; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:
+        return ""
 
 
 def keep_result(path: Path, settings: Mapping[str, Any], result: Any) -> None:

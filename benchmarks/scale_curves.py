@@ -37,11 +37,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kept import machine
+from kept import commit, machine
 from rich.console import Console
 from scale_point import Point, in_process, perform
 from scale_table import AXES, CURVES, fits_in_words, measured_values, run_key, scale_figure, shown, table_of
-from training_speed import commit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale_curves.json"
 _SMOKE = Point(

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kept import machine
+from kept import commit, machine
 from machine_limits import SMOKE_SIZES, measure, write_log
 from peers.environments import COMMAND, python_of
 from peers.measuring import Job, table_sizes
@@ -123,15 +123,6 @@ class Session:
 
     def _folder(self, rows: int) -> Path:
         return self.work / f"log-{rows}"
-
-
-def commit() -> str:
-    """The state of this project: the commit, and `-dirty` where files differ from it; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
-    except OSError:
-        return ""
 
 
 def plan(options: argparse.Namespace, runs: Mapping[str, Any]) -> Iterator[tuple[int, int, str, str]]:
