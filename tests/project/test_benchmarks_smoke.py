@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def test_a_benchmark_runs_and_leaves_no_results(copy, name):
     problem = smoke.run(name, copy)
     assert not problem, problem
     assert smoke.left_over(copy) == []
+
+
+def test_benchmarks_run_without_scikit_learn(copy):
+    """So it is in the smoke alone: it is installed, and Keras would import it."""
+    command = [sys.executable, "-c", "import sklearn"]
+    left_out = subprocess.run(command, env=smoke.environment(copy), cwd=copy, capture_output=True, text=True)
+    assert "runs without scikit-learn" in left_out.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_what_fails_is_told_with_the_end_of_its_output(tmp_path, monkeypatch):
