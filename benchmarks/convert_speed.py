@@ -55,7 +55,7 @@ def main() -> None:
         return
     smoke, _ = vars(options).pop("smoke"), vars(options).pop("one")
     if smoke:
-        vars(options).update(rows=5_000, repeats=1, processes=[1])
+        vars(options).update(rows=20_000, repeats=1, processes=[1])
     console = Console(width=120, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         result = measured(Path(folder), options, console, SMOKE_KINDS if smoke else None)

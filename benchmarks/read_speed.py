@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     smoke = vars(options).pop("smoke")  # what is left is the setting
     if smoke:
-        vars(options).update(rows=5_000, batch_size=256, repeats=1)
+        vars(options).update(rows=20_000, batch_size=256, repeats=1)
     console = Console(width=120, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         with console.status(f"writing {options.rows:,} impressions"):
