@@ -34,12 +34,13 @@ DataOption = Annotated[Path, typer.Option("--data", help="Dataset directory.")]
 
 @command()
 def models() -> None:
-    """Lists the models with their arguments."""
+    """Lists the models with their arguments and presets."""
     from mtlzoo.cli.console import out
     from mtlzoo.cli.tables import models_table
     from mtlzoo.models import MODELS, arguments_of
+    from mtlzoo.training.presets import PRESETS
 
-    out.print(models_table(MODELS, arguments_of))
+    out.print(models_table(MODELS, arguments_of, PRESETS))
 
 
 @command()

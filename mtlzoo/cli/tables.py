@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -39,14 +40,16 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def models_table(models: dict[str, type], arguments_of: Any) -> Table:
-    """Each model's name, what it is, and its arguments with defaults."""
+def models_table(models: dict[str, type], arguments_of: Any, presets: Mapping[str, Iterable[str]]) -> Table:
+    """Each model's name, what it is, its arguments with defaults, and the names of its presets."""
     table = Table(title="models", title_justify="left", show_lines=True)
     for heading in ("name", "what it is", "arguments (--set name=value)"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, model in models.items():
         arguments = {k: v for k, v in arguments_of(name).items() if k not in ("name", "dtype")}
         shown = ", ".join(f"{key}={_plain(value)}" for key, value in arguments.items())
+        if name in presets:
+            shown += "\n\n" + ", ".join(f"preset={preset}" for preset in presets[name])
         table.add_row(name, (model.__doc__ or "").strip().splitlines()[0], shown)
     return table
 

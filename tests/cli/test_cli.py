@@ -18,6 +18,7 @@ import yaml
 from in_process import run_here
 
 from mtlzoo.cli.settings import parse_settings, parse_value
+from mtlzoo.models import MODELS
 
 MTLZOO = Path(sys.executable).with_name("mtlzoo")
 SMALL = ["--set", "bottom_units=16", "--set", "tower_units=8,4", "--set", "embedding_dim=4"]
@@ -148,9 +149,12 @@ def test_export_prints_the_version_directory(work):
     assert "this version exists" in refused("export", work / "run", "--out", work / "served", "--version", 1)
 
 
-def test_models_lists_every_model():
+def test_models_lists_every_model_with_its_arguments_and_presets():
     shown = here("models").stdout
-    assert all(name in shown for name in ("single_task", "shared_bottom", "mmoe", "num_experts"))
+    assert all(f" {name} " in shown for name in MODELS)
+    for name in ("num_experts=4", "preset=paper", "preset=authors_sister_code"):
+        assert name in shown
+    assert "…" not in shown
 
 
 def test_bad_input_is_one_message_and_no_traceback(work, tmp_path):
