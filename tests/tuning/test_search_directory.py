@@ -105,13 +105,14 @@ def test_a_search_goes_on_where_it_ended(searched, dataset):
 
 def test_another_searchs_directory_is_refused(searched, dataset, rows_dataset, tmp_path):
     for changed, difference in [
-        ({"model": "mmoe", "fixed": {}, "search": ("dropout",)}, "model is 'shared_bottom' there and 'mmoe' here"),
+        ({"model": "mmoe", "fixed": {}, "search": ("num_experts",)}, "model is 'shared_bottom' there and 'mmoe' here"),
         ({"objective": "click.auc"}, "objective is 'click.auc, ctcvr.auc' there and 'click.auc' here"),
         ({"fixed": {**searched.config.fixed, "without": ["city"]}}, "schema is '"),
     ]:
         with pytest.raises(DataError, match="is the directory of another search") as error:
             Search(config_of(searched, **changed), searched.folder)
         assert difference in str(error.value)
+        assert "None there" not in str(error.value)
     (tmp_path / "letter.txt").write_text("not a search")
     with pytest.raises(DataError, match="is no search directory; choose another one, nothing there was touched"):
         Search(searched.config, tmp_path)
