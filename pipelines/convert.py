@@ -49,7 +49,7 @@ class _State(BaseModel):
 
 
 def convert(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     schema: Schema | None = None,
     out: str | Path | None = None,
     layout: Layout = "blocks",
@@ -61,7 +61,7 @@ def convert(
     """Converts raw logs into a dataset directory.
 
     Args:
-        files: Raw CSV or Parquet files, in order.
+        files: Raw CSV or Parquet files, in order, or one of them.
         schema: What an impression is; an earlier `fitted` section is ignored. Only with `like` it may be left out.
         out: The dataset directory; must be given. An older dataset there is replaced when the new one is complete.
         layout: `"blocks"` (default; an Example per 1,024 impressions) or `"rows"` (an Example per impression).
@@ -92,7 +92,7 @@ def convert(
         raise DataError("`out`, the dataset directory to write, must be given")
     out = Path(out)
     work = out.with_name(out.name + ".partial")
-    paths = [Path(file) for file in files]
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     storage = Storage(layout, shards, compression)
     _check_arguments(paths, out, storage)
     if like is not None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +110,19 @@ def test_labels_by_their_positive_value(tmp_path):
     assert found["label/rich"][:, 0].tolist() == [1, 0, 0]
     assert found["label/long"][:, 0].tolist() == [1, 0, 1]
     assert dataset.manifest.positives("train") == {"rich": 1, "long": 2}
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_one_file_may_stand_without_a_list(kind, tmp_path):
+    schema = {
+        "features": [{"name": "item", "type": "categorical"}],
+        "labels": [{"name": "click"}],
+        "split": {"by": "files", "train": "*"},
+    }
+    (tmp_path / "log.csv").write_text("item,click\na,1\nb,0\n")
+    file = kind(tmp_path / "log.csv")
+    dataset = pipelines.open_dataset(pipelines.convert(file, pipelines.Schema.model_validate(schema), tmp_path / "out"))
+    assert dataset.rows("train") == 2
 
 
 def test_the_manifest_tells_the_truth(dataset, rows_dataset, raw_log):
