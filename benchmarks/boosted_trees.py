@@ -10,7 +10,7 @@ are left out. Each task is trained and tested on its own population. The ids ent
 
 Trees are added until the AUC on the validation split has not grown for `--patience` trees; the test split is scored
 once. Nothing is drawn at random, so there is one run. Results are kept in `benchmarks/results/boosted_trees.json`, one
-entry per name and setting, which a new run replaces.
+entry per name, setting and machine, which a new run replaces.
 """
 
 from __future__ import annotations

@@ -232,8 +232,9 @@ class Search:
         if found is not None:
             differing = [name for name in wanted if name != "data" and found.get(name) != wanted[name]]
             if differing:
-                known = [name for name in differing if name in found] or differing  # what is new, `search` has named
-                told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted[name]!r} here" for name in known)
+                # Values of what is searched here alone say nothing new: `search` differs, too.
+                shared = [name for name in differing if name in found] or differing
+                told = "; ".join(f"{name} is {found.get(name)!r} there and {wanted[name]!r} here" for name in shared)
                 raise DataError(
                     f"{self.folder}: is the directory of another search: {told}. Choose another directory with --out, "
                     "or repeat the command that began that search"
