@@ -1,7 +1,7 @@
 """Test AUC of models over seeds, on a converted dataset; resumable, results written as they come.
 
     python benchmarks/accuracy.py NAME --data DIR --models mmoe shared_bottom --seeds 3 [--set key=value ...]
-                                  [--epochs N] [--batch-size N] [--truth RAW_DIR]
+                                  [--first-seed 1] [--epochs N] [--batch-size N] [--truth RAW_DIR]
 
 Every run is a training run as `mtlzoo train` makes it (selection on validation), then one evaluation on the test split.
 With --truth (the directory of a synthetic log) the best reachable AUC and the share of the way to it are shown.
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--models", nargs="+", default=["single_task", "shared_bottom", "mmoe"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--set", dest="settings", nargs="*", default=[])
@@ -73,7 +74,7 @@ def main() -> None:
     rows: dict[str, list[dict]] = {}
     for model in arguments.models:
         model_arguments, training = parse_settings(model, arguments.settings)
-        for seed in range(1, arguments.seeds + 1):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             config = RunConfig(
                 model=model, arguments=model_arguments, data=arguments.data, epochs=arguments.epochs,
                 batch_size=arguments.batch_size, seed=seed, **{**UNAVERAGED, **training},
